@@ -1,0 +1,3 @@
+//! `tokselect`: three papers about keys and queries, real, runnable and measured.
+
+pub mod error;
