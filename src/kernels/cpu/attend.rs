@@ -1,0 +1,448 @@
+//! Attention over a token list: online softmax over tiles of keys, so that no N x N matrix ever exists.
+//!
+//! A task is one KV head and a block of chunk rows (prefill), or one KV head and a split of the keys (decode). All
+//! query heads of the group share each gathered, rotated key tile. In prefill the tile is transposed once and
+//! multiplied like a weight panel; in decode the few query rows are the panel and the keys stay as they lie.
+//! Splits have a fixed length, so results do not depend on the number of threads.
+
+use super::gemm::{PANEL, micro_kernel, row_slices};
+use super::{Cpu, math};
+use crate::kernels::{Attend, AttentionShape, PAGE_TOKENS, TokenList};
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Keys per tile in prefill.
+const WIDE_TILE: usize = 256;
+/// Keys per tile in decode: rotated keys and values of a tile fit the L1 cache.
+const NARROW_TILE: usize = 64;
+/// Query rows (chunk rows times group) per prefill task.
+const TASK_ROWS: usize = 768;
+/// Up to this many query rows are worth the decode form.
+const NARROW_ROWS: usize = 64;
+/// Keys per decode task.
+const SPLIT: usize = 1024;
+/// Query rows of one narrow panel.
+const LANES: usize = 16;
+/// Distance of weight rows beyond the tile; keeps rows out of one L1 set.
+const PAD: usize = 16;
+
+/// Bytes of scratch of one task, for chunks of `rows` rows.
+pub(super) fn task_bytes(rows: usize, shape: &AttentionShape) -> usize {
+    let padded = shape.head_dim.next_multiple_of(16);
+    let task_rows = (task_chunk_rows(shape) * shape.group()).min(rows * shape.group());
+    4 * (task_rows * (WIDE_TILE + PAD + padded + 2) + 3 * WIDE_TILE * padded)
+}
+
+fn task_chunk_rows(shape: &AttentionShape) -> usize {
+    TASK_ROWS.div_ceil(shape.group())
+}
+
+/// Running softmax of R query rows: maximum, sum, and un-normalised output `[R, padded D]`.
+struct State {
+    max: Vec<f32>,
+    sum: Vec<f32>,
+    out: Vec<f32>,
+}
+
+/// The rows `first..first + count` of the chunk, for the query heads of one KV head, over a range of the token list.
+struct Task<'a> {
+    args: &'a Attend<'a, Cpu>,
+    kv: usize,
+    first: usize,
+    count: usize,
+    keys: Range<usize>,
+    narrow: bool,
+}
+
+/// Buffers of one running task.
+struct Scratch {
+    keys: Vec<f32>,
+    panels: Vec<f32>,
+    values: Vec<f32>,
+    weights: Vec<f32>,
+}
+
+impl Task<'_> {
+    fn rows(&self) -> usize {
+        self.count * self.args.shape.group()
+    }
+
+    /// Query row `r`: chunk row `first + r / group`, head `r % group` of the group.
+    #[inline(always)]
+    fn query(&self, r: usize) -> &[f32] {
+        let shape = &self.args.shape;
+        let head = self.kv * shape.group() + r % shape.group();
+        let row = self.first + r / shape.group();
+        &self.args.queries[(row * shape.query_heads + head) * shape.head_dim..][..shape.head_dim]
+    }
+
+    /// Rotated keys of list entries `tile` as rows `[n, D]`.
+    #[inline(always)]
+    fn gather_keys(&self, tile: Range<usize>, out: &mut [f32]) {
+        let d = self.args.shape.head_dim;
+        for (j, out) in tile.zip(out.chunks_exact_mut(d)) {
+            let slot = self.args.keys.table.slot(self.args.tokens.token(j));
+            let at = (self.kv * PAGE_TOKENS + slot % PAGE_TOKENS) * d;
+            let key = &self.args.keys.pages[slot / PAGE_TOKENS][at..at + d];
+            let (cos, sin) = self.args.rope.row(self.args.key_position(j));
+            math::rotate(key, cos, sin, out);
+        }
+    }
+
+    /// Values of list entries `tile` as rows `[n, padded D]`: in place where they lie so, gathered otherwise.
+    #[inline(always)]
+    fn values<'s>(&'s self, tile: Range<usize>, padded: usize, scratch: &'s mut [f32]) -> &'s [f32] {
+        let d = self.args.shape.head_dim;
+        let place = |j: usize| {
+            let slot = self.args.values.table.slot(self.args.tokens.token(j));
+            (slot / PAGE_TOKENS, (self.kv * PAGE_TOKENS + slot % PAGE_TOKENS) * d)
+        };
+        if matches!(self.args.tokens, TokenList::All(_))
+            && padded == d
+            && tile.start / PAGE_TOKENS == (tile.end - 1) / PAGE_TOKENS
+        {
+            let (page, at) = place(tile.start);
+            return &self.args.values.pages[page][at..at + tile.len() * d];
+        }
+        for (j, out) in tile.zip(scratch.chunks_exact_mut(padded)) {
+            let (page, at) = place(j);
+            out[..d].copy_from_slice(&self.args.values.pages[page][at..at + d]);
+        }
+        scratch
+    }
+
+    /// Weights `[R, stride]` of a tile: products of queries and keys, keys transposed into panels.
+    #[inline(always)]
+    fn wide_scores<S: Simd>(&self, simd: S, n: usize, stride: usize, scratch: &mut Scratch) {
+        let d = self.args.shape.head_dim;
+        let scale = 1.0 / (d as f32).sqrt();
+        let rows = self.rows();
+        for (p, panel) in scratch
+            .panels
+            .chunks_exact_mut(PANEL * d)
+            .take(n.div_ceil(PANEL))
+            .enumerate()
+        {
+            let keys = &scratch.keys[p * PANEL * d..][..PANEL * d];
+            for (k, line) in panel.chunks_exact_mut(PANEL).enumerate() {
+                for (lane, value) in line.iter_mut().enumerate() {
+                    *value = keys[lane * d + k] * scale;
+                }
+            }
+            if S::F32_LANES >= 16 {
+                self.wide_panel::<S, 14>(simd, panel, p, rows, stride, &mut scratch.weights);
+            } else {
+                self.wide_panel::<S, 6>(simd, panel, p, rows, stride, &mut scratch.weights);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn wide_panel<S: Simd, const MR: usize>(
+        &self,
+        simd: S,
+        panel: &[f32],
+        p: usize,
+        rows: usize,
+        stride: usize,
+        weights: &mut [f32],
+    ) {
+        for first in (0..rows).step_by(MR) {
+            let count = MR.min(rows - first);
+            let a: [&[f32]; MR] = std::array::from_fn(|r| self.query(first + r.min(count - 1)));
+            for offset in (0..PANEL).step_by(2 * S::F32_LANES) {
+                let acc = micro_kernel::<S, MR, 2>(simd, a, panel, PANEL, offset);
+                for (r, acc) in acc.iter().take(count).enumerate() {
+                    let line = &mut weights[(first + r) * stride + p * PANEL + offset..][..2 * S::F32_LANES];
+                    S::as_mut_simd_f32s(line).0.copy_from_slice(acc);
+                }
+            }
+        }
+    }
+
+    /// The same for few query rows: `queries` is their panel `[groups of 16][D][16]`, already scaled.
+    #[inline(always)]
+    fn narrow_scores<S: Simd, const NV: usize>(
+        &self,
+        simd: S,
+        n: usize,
+        stride: usize,
+        queries: &[f32],
+        scratch: &mut Scratch,
+    ) {
+        const KEYS: usize = 14;
+        let d = self.args.shape.head_dim;
+        for (g, panel) in queries.chunks_exact(d * LANES).enumerate() {
+            let lanes = LANES.min(self.rows() - g * LANES);
+            for key in (0..n).step_by(KEYS) {
+                let count = KEYS.min(n - key);
+                let a = row_slices::<KEYS>(&scratch.keys, d, key, count, d);
+                let acc = micro_kernel::<S, KEYS, NV>(simd, a, panel, LANES, 0);
+                let mut tile = [[0.0; LANES]; KEYS];
+                for (line, acc) in tile.iter_mut().zip(&acc) {
+                    S::as_mut_simd_f32s(line).0.copy_from_slice(acc);
+                }
+                for lane in 0..lanes {
+                    let line = &mut scratch.weights[(g * LANES + lane) * stride + key..][..count];
+                    for (value, scores) in line.iter_mut().zip(&tile) {
+                        *value = scores[lane];
+                    }
+                }
+            }
+        }
+    }
+
+    fn narrow_queries(&self) -> Vec<f32> {
+        let d = self.args.shape.head_dim;
+        let scale = 1.0 / (d as f32).sqrt();
+        let mut panel = vec![0.0; self.rows().div_ceil(LANES) * LANES * d];
+        for r in 0..self.rows() {
+            for (k, &q) in self.query(r).iter().enumerate() {
+                panel[(r / LANES * d + k) * LANES + r % LANES] = q * scale;
+            }
+        }
+        panel
+    }
+
+    /// Softmax weights of a tile in place, and the state brought to the new maxima.
+    #[inline(always)]
+    fn update(
+        &self,
+        tile: &Range<usize>,
+        visible: &[Range<usize>],
+        stride: usize,
+        weights: &mut [f32],
+        state: &mut State,
+    ) {
+        let padded = self.args.shape.head_dim.next_multiple_of(16);
+        let group = self.args.shape.group();
+        for (r, line) in weights.chunks_exact_mut(stride).take(self.rows()).enumerate() {
+            let seen = &visible[r / group];
+            let low = seen.start.clamp(tile.start, tile.end) - tile.start;
+            let high = seen.end.clamp(tile.start, tile.end) - tile.start;
+            let line = &mut line[..tile.len()];
+            if low >= high {
+                line.fill(0.0);
+                continue;
+            }
+            let max = state.max[r].max(math::max(&line[low..high]));
+            // exp(-inf - max) must be 0, not e^-87: the state may hold nothing yet.
+            let keep = if state.max[r] == f32::NEG_INFINITY {
+                0.0
+            } else {
+                math::exp(state.max[r] - max)
+            };
+            line[..low].fill(0.0);
+            line[high..].fill(0.0);
+            state.sum[r] = state.sum[r] * keep + math::exp_sum(&mut line[low..high], max);
+            if keep != 1.0 {
+                state.out[r * padded..][..padded].iter_mut().for_each(|o| *o *= keep);
+            }
+            state.max[r] = max;
+        }
+    }
+
+    /// `state.out += weights values` for a tile of `n` keys.
+    #[inline(always)]
+    fn accumulate<S: Simd, const MR: usize>(
+        &self,
+        simd: S,
+        first: usize,
+        n: usize,
+        stride: usize,
+        weights: &[f32],
+        values: &[f32],
+        out: &mut [f32],
+    ) {
+        let padded = self.args.shape.head_dim.next_multiple_of(16);
+        let count = MR.min(self.rows() - first);
+        let a = row_slices::<MR>(weights, stride, first, count, n);
+        let mut column = 0;
+        while column < padded {
+            if padded - column >= 2 * S::F32_LANES {
+                let acc = micro_kernel::<S, MR, 2>(simd, a, values, padded, column);
+                add::<S, MR, 2>(simd, &acc, &mut out[first * padded + column..], padded, count);
+                column += 2 * S::F32_LANES;
+            } else {
+                let acc = micro_kernel::<S, MR, 1>(simd, a, values, padded, column);
+                add::<S, MR, 1>(simd, &acc, &mut out[first * padded + column..], padded, count);
+                column += S::F32_LANES;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn add<S: Simd, const MR: usize, const NV: usize>(
+    simd: S,
+    acc: &[[S::f32s; NV]; MR],
+    out: &mut [f32],
+    stride: usize,
+    count: usize,
+) {
+    for (r, acc) in acc.iter().take(count).enumerate() {
+        let (line, _) = S::as_mut_simd_f32s(&mut out[r * stride..][..NV * S::F32_LANES]);
+        for v in 0..NV {
+            line[v] = simd.add_f32s(line[v], acc[v]);
+        }
+    }
+}
+
+impl WithSimd for Task<'_> {
+    type Output = State;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> State {
+        let d = self.args.shape.head_dim;
+        let padded = d.next_multiple_of(16);
+        let rows = self.rows();
+        let tile_len = if self.narrow { NARROW_TILE } else { WIDE_TILE };
+        let stride = tile_len + PAD;
+        let mut state = State {
+            max: vec![f32::NEG_INFINITY; rows],
+            sum: vec![0.0; rows],
+            out: vec![0.0; rows * padded],
+        };
+        let mut scratch = Scratch {
+            keys: vec![0.0; tile_len * d],
+            panels: vec![0.0; if self.narrow { 0 } else { tile_len * d }],
+            values: vec![0.0; tile_len * padded],
+            weights: vec![0.0; rows * stride],
+        };
+        let queries = if self.narrow { self.narrow_queries() } else { Vec::new() };
+        let visible: Vec<Range<usize>> = (0..self.count).map(|i| self.args.visible(self.first + i)).collect();
+        let (Some(head), Some(tail)) = (visible.first(), visible.last()) else {
+            return state;
+        };
+        let end = self.keys.end.min(tail.end);
+        // Tiles start at multiples of their length, whatever the window, so that they do not straddle pages.
+        let mut start = self.keys.start.max(head.start) / tile_len * tile_len;
+        while start < end {
+            let tile = start..end.min(start + tile_len);
+            let n = tile.len();
+            self.gather_keys(tile.clone(), &mut scratch.keys);
+            if !self.narrow {
+                self.wide_scores(simd, n, stride, &mut scratch);
+            } else if S::F32_LANES == 16 {
+                self.narrow_scores::<S, 1>(simd, n, stride, &queries, &mut scratch);
+            } else if S::F32_LANES == 8 {
+                self.narrow_scores::<S, 2>(simd, n, stride, &queries, &mut scratch);
+            } else if S::F32_LANES == 4 {
+                self.narrow_scores::<S, 4>(simd, n, stride, &queries, &mut scratch);
+            } else {
+                self.narrow_scores::<S, 16>(simd, n, stride, &queries, &mut scratch);
+            }
+            self.update(&tile, &visible, stride, &mut scratch.weights, &mut state);
+            let values = self.values(tile, padded, &mut scratch.values);
+            let mut first = 0;
+            while first < rows {
+                match rows - first {
+                    1..=4 => {
+                        self.accumulate::<S, 4>(simd, first, n, stride, &scratch.weights, values, &mut state.out);
+                        first += 4;
+                    }
+                    5..=8 => {
+                        self.accumulate::<S, 8>(simd, first, n, stride, &scratch.weights, values, &mut state.out);
+                        first += 8;
+                    }
+                    _ => {
+                        self.accumulate::<S, 14>(simd, first, n, stride, &scratch.weights, values, &mut state.out);
+                        first += 14;
+                    }
+                }
+            }
+            start += tile_len;
+        }
+        state
+    }
+}
+
+/// Writes normalised rows of a state to the output segments `[group, D]` of its chunk rows.
+fn write(state: &State, shape: &AttentionShape, segments: &mut [&mut [f32]]) {
+    let padded = shape.head_dim.next_multiple_of(16);
+    let mut r = 0;
+    for segment in segments {
+        for head in segment.chunks_exact_mut(shape.head_dim) {
+            let inverse = 1.0 / state.sum[r];
+            for (o, value) in head.iter_mut().zip(&state.out[r * padded..]) {
+                *o = value * inverse;
+            }
+            r += 1;
+        }
+    }
+}
+
+/// Brings the states of all splits of one KV head together.
+fn merge(states: &[State], padded: usize) -> State {
+    let rows = states[0].max.len();
+    let mut total = State {
+        max: vec![f32::NEG_INFINITY; rows],
+        sum: vec![0.0; rows],
+        out: vec![0.0; rows * padded],
+    };
+    for r in 0..rows {
+        let max = states.iter().map(|s| s.max[r]).fold(f32::NEG_INFINITY, f32::max);
+        total.max[r] = max;
+        for state in states.iter().filter(|s| s.max[r] > f32::NEG_INFINITY) {
+            let factor = (state.max[r] - max).exp();
+            total.sum[r] += state.sum[r] * factor;
+            let out = &mut total.out[r * padded..][..padded];
+            for (o, value) in out.iter_mut().zip(&state.out[r * padded..]) {
+                *o += value * factor;
+            }
+        }
+    }
+    total
+}
+
+pub(super) fn attend(args: &Attend<'_, Cpu>, out: &mut [f32]) {
+    let arch = Arch::new();
+    let shape = &args.shape;
+    let keys = args.tokens.len();
+    let segments = out[..args.rows * shape.query_width()].chunks_exact_mut(shape.group() * shape.head_dim);
+    if args.rows * shape.group() <= NARROW_ROWS {
+        let splits = keys.div_ceil(SPLIT);
+        let states: Vec<State> = (0..shape.kv_heads * splits)
+            .into_par_iter()
+            .map(|task| {
+                let start = task % splits * SPLIT;
+                arch.dispatch(Task {
+                    args,
+                    kv: task / splits,
+                    first: 0,
+                    count: args.rows,
+                    keys: start..(start + SPLIT).min(keys),
+                    narrow: true,
+                })
+            })
+            .collect();
+        let padded = shape.head_dim.next_multiple_of(16);
+        let mut by_head: Vec<Vec<&mut [f32]>> = Vec::new();
+        by_head.resize_with(shape.kv_heads, Vec::new);
+        for (at, segment) in segments.enumerate() {
+            by_head[at % shape.kv_heads].push(segment);
+        }
+        for (states, segments) in states.chunks(splits).zip(&mut by_head) {
+            write(&merge(states, padded), shape, segments);
+        }
+        return;
+    }
+    let task_rows = task_chunk_rows(shape);
+    let mut tasks: Vec<Vec<&mut [f32]>> = Vec::new();
+    tasks.resize_with(args.rows.div_ceil(task_rows) * shape.kv_heads, Vec::new);
+    for (at, segment) in segments.enumerate() {
+        tasks[at / shape.kv_heads / task_rows * shape.kv_heads + at % shape.kv_heads].push(segment);
+    }
+    tasks.par_iter_mut().enumerate().for_each(|(task, segments)| {
+        let state = arch.dispatch(Task {
+            args,
+            kv: task % shape.kv_heads,
+            first: task / shape.kv_heads * task_rows,
+            count: segments.len(),
+            keys: 0..keys,
+            narrow: false,
+        });
+        write(&state, shape, segments);
+    });
+}

@@ -1,0 +1,230 @@
+//! The fast CPU backend: rayon over tasks, SIMD chosen at run time (AVX-512, AVX2 with FMA, NEON, or none).
+
+mod attend;
+mod gemm;
+mod math;
+mod select;
+
+pub use gemm::Packed;
+
+use super::{
+    Attend, AttentionShape, Backend, PAGE_TOKENS, PageTable, QkvPart, RopeTable, RowSource, ScoreArgs, ScoreDtype,
+    Scores,
+};
+use pulp::Arch;
+use rayon::prelude::*;
+use std::borrow::Cow;
+
+/// The CPU, all threads of the global rayon pool.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Cpu;
+
+/// Threads that kernels run on.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
+/// Elements below which a loop is not worth a parallel task.
+const SERIAL: usize = 1 << 14;
+
+/// Runs `body(row index, row of out)` over rows, in parallel where there is enough work.
+fn for_rows(out: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
+    let arch = Arch::new();
+    if out.len() <= SERIAL {
+        arch.dispatch(|| {
+            out.chunks_exact_mut(width)
+                .enumerate()
+                .for_each(|(i, row)| body(i, row))
+        });
+    } else {
+        let rows = (SERIAL / width).max(1);
+        out.par_chunks_mut(rows * width).enumerate().for_each(|(block, out)| {
+            arch.dispatch(|| {
+                out.chunks_exact_mut(width)
+                    .enumerate()
+                    .for_each(|(i, row)| body(block * rows + i, row));
+            });
+        });
+    }
+}
+
+#[inline(always)]
+fn normalise(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let scale = 1.0 / (math::sum_of_squares(x) / x.len() as f32 + eps).sqrt();
+    for ((o, x), w) in out.iter_mut().zip(x).zip(weight) {
+        *o = x * scale * w;
+    }
+}
+
+impl Backend for Cpu {
+    type Buffer = Vec<f32>;
+    type Matrix = Packed;
+
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn zeros(&self, len: usize) -> Vec<f32> {
+        vec![0.0; len]
+    }
+
+    fn upload(&self, data: &[f32]) -> Vec<f32> {
+        data.to_vec()
+    }
+
+    fn download<'a>(&self, buffer: &'a Vec<f32>) -> Cow<'a, [f32]> {
+        Cow::Borrowed(buffer)
+    }
+
+    fn matrix(&self, rows: usize, cols: usize, source: &RowSource<'_>) -> Packed {
+        Packed::new(rows, cols, source)
+    }
+
+    fn matrix_bytes(&self, rows: usize, cols: usize) -> usize {
+        Packed::bytes(rows, cols)
+    }
+
+    fn working_bytes(&self, rows: usize, width: usize, shape: &AttentionShape) -> usize {
+        // The padded copy of a product's input, and one attention task per thread.
+        rows * (width + 16) * 4 + threads() * attend::task_bytes(rows, shape)
+    }
+
+    fn embed(&self, table: &Packed, ids: &[u32], out: &mut Vec<f32>) {
+        let width = out.len() / ids.len().max(1);
+        out.par_chunks_exact_mut(width.max(1))
+            .zip(ids)
+            .for_each(|(row, &id)| table.copy_row(id as usize, row));
+    }
+
+    fn linear(
+        &self,
+        x: &Vec<f32>,
+        rows: usize,
+        w: &Packed,
+        bias: Option<&Vec<f32>>,
+        accumulate: bool,
+        out: &mut Vec<f32>,
+    ) {
+        gemm::linear(x, rows, w, bias.map(Vec::as_slice), accumulate, out);
+    }
+
+    fn rms_norm(&self, x: &Vec<f32>, weight: &Vec<f32>, eps: f32, rows: usize, out: &mut Vec<f32>) {
+        let width = weight.len();
+        for_rows(&mut out[..rows * width], width, |i, out| {
+            normalise(&x[i * width..][..width], weight, eps, out)
+        });
+    }
+
+    fn norm_heads(
+        &self,
+        qkv: &mut Vec<f32>,
+        rows: usize,
+        shape: &AttentionShape,
+        part: QkvPart,
+        weight: &Vec<f32>,
+        eps: f32,
+    ) {
+        let range = match part {
+            QkvPart::Queries => 0..shape.key_offset(),
+            QkvPart::Keys => shape.key_offset()..shape.value_offset(),
+        };
+        for_rows(&mut qkv[..rows * shape.qkv_width()], shape.qkv_width(), |_, row| {
+            for head in row[range.clone()].chunks_exact_mut(shape.head_dim) {
+                let scale = 1.0 / (math::sum_of_squares(head) / head.len() as f32 + eps).sqrt();
+                head.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * w);
+            }
+        });
+    }
+
+    fn silu_mul(&self, gate_up: &Vec<f32>, rows: usize, width: usize, out: &mut Vec<f32>) {
+        for_rows(&mut out[..rows * width], width, |i, out| {
+            let (gate, up) = gate_up[i * 2 * width..][..2 * width].split_at(width);
+            for ((o, &g), &u) in out.iter_mut().zip(gate).zip(up) {
+                *o = g / (1.0 + math::exp(-g)) * u;
+            }
+        });
+    }
+
+    fn rotate_queries(
+        &self,
+        qkv: &Vec<f32>,
+        rows: usize,
+        shape: &AttentionShape,
+        rope: &RopeTable,
+        first_position: usize,
+        out: &mut Vec<f32>,
+    ) {
+        let d = shape.head_dim;
+        let width = shape.query_width();
+        for_rows(&mut out[..rows * width], width, |i, out| {
+            let (cos, sin) = rope.row(first_position + i);
+            let row = &qkv[i * shape.qkv_width()..][..width];
+            for (head, out) in row.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
+                math::rotate(head, cos, sin, out);
+            }
+        });
+    }
+
+    fn store_kv(
+        &self,
+        qkv: &Vec<f32>,
+        rows: usize,
+        shape: &AttentionShape,
+        table: &PageTable,
+        first_token: usize,
+        keys: &mut [Vec<f32>],
+        values: &mut [Vec<f32>],
+    ) {
+        let d = shape.head_dim;
+        for (i, row) in qkv.chunks_exact(shape.qkv_width()).take(rows).enumerate() {
+            let slot = table.slot(first_token + i);
+            let (page, at) = (slot / PAGE_TOKENS, slot % PAGE_TOKENS);
+            for kv in 0..shape.kv_heads {
+                let to = (kv * PAGE_TOKENS + at) * d;
+                keys[page][to..to + d].copy_from_slice(&row[shape.key_offset() + kv * d..][..d]);
+                values[page][to..to + d].copy_from_slice(&row[shape.value_offset() + kv * d..][..d]);
+            }
+        }
+    }
+
+    fn group_means(&self, x: &Vec<f32>, rows: usize, width: usize, group_rows: usize, out: &mut Vec<f32>) {
+        let arch = Arch::new();
+        for (group, out) in x[..rows * width]
+            .chunks(group_rows * width)
+            .zip(out.chunks_exact_mut(width))
+        {
+            arch.dispatch(|| {
+                out.fill(0.0);
+                for row in group.chunks_exact(width) {
+                    out.iter_mut().zip(row).for_each(|(o, x)| *o += x);
+                }
+                let n = (group.len() / width) as f32;
+                out.iter_mut().for_each(|o| *o /= n);
+            });
+        }
+    }
+
+    fn score(&self, args: &ScoreArgs<'_, Self>, scores: &mut Scores) {
+        select::score(args, scores);
+    }
+
+    fn soft_vote(&self, scores: &mut Scores, dtype: ScoreDtype, votes: &mut Vec<f32>) {
+        select::soft_vote(scores, dtype, votes);
+    }
+
+    fn head_vote(&self, scores: &Scores, k: usize, votes: &mut Vec<f32>) {
+        select::head_vote(scores, k, votes);
+    }
+
+    fn logit_vote(&self, scores: &Scores, dtype: ScoreDtype, votes: &mut Vec<f32>) {
+        select::logit_vote(scores, dtype, votes);
+    }
+
+    fn top_k(&self, votes: &[f32], k: usize, selected: &mut Vec<u32>) {
+        select::top_k(votes, k, selected);
+    }
+
+    fn attend(&self, args: &Attend<'_, Self>, out: &mut Vec<f32>) {
+        attend::attend(args, out);
+    }
+}

@@ -1,0 +1,464 @@
+//! Numerical primitives, each in a plain reference form and in fast forms.
+//!
+//! [`Backend`] lists what the decoder and the selection policies need. [`reference::Reference`] is the truth: one loop
+//! per formula, f32, one thread. [`cpu::Cpu`] is the fast CPU form (all cores, SIMD chosen at run time). One test body
+//! (`tests` below) runs both on the same random inputs.
+//!
+//! The three steps of TokenSelect are three separate primitives: [`Backend::score`] (query-key products of the
+//! candidates), [`Backend::soft_vote`] with its two rivals and [`Backend::top_k`] (select), and [`Backend::attend`]
+//! (attention over the packed selection, keys rotated on the way).
+//!
+//! Letters: C rows of the chunk, N stored tokens, H query heads, Hkv key-value heads, D head dimension, R score rows.
+
+pub mod cpu;
+pub mod reference;
+#[cfg(test)]
+mod tests;
+
+/// Head counts and head dimension of one attention layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct AttentionShape {
+    /// H: query heads.
+    pub query_heads: usize,
+    /// Hkv: key-value heads; divides `query_heads`.
+    pub kv_heads: usize,
+    /// D: elements per head; even.
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    /// Query heads per KV head.
+    pub fn group(&self) -> usize {
+        self.query_heads / self.kv_heads
+    }
+
+    /// Elements of one row of the fused projection: queries, then keys, then values.
+    pub fn qkv_width(&self) -> usize {
+        (self.query_heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Elements of one query row, H * D.
+    pub fn query_width(&self) -> usize {
+        self.query_heads * self.head_dim
+    }
+
+    /// Elements of one key (or value) row, Hkv * D.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// The first element of key row data inside a fused row.
+    pub fn key_offset(&self) -> usize {
+        self.query_width()
+    }
+
+    /// The first element of value row data inside a fused row.
+    pub fn value_offset(&self) -> usize {
+        self.query_width() + self.kv_width()
+    }
+}
+
+/// Tokens per page of the KV cache. Large enough that a page is a long sequential read for one head, small enough that
+/// a short prompt wastes little.
+pub const PAGE_TOKENS: usize = 256;
+
+/// Candidates per block of [`Scores`].
+pub const SCORE_BLOCK: usize = 512;
+
+/// Where a logical token lives: page `pages[t / PAGE_TOKENS]`, row `t % PAGE_TOKENS`.
+#[derive(Debug, Clone, Default)]
+pub struct PageTable {
+    /// Physical page of each logical page.
+    pub pages: Vec<u32>,
+}
+
+impl PageTable {
+    /// Physical slot of logical token `token`: page number times [`PAGE_TOKENS`] plus the row in the page.
+    #[inline(always)]
+    pub fn slot(&self, token: usize) -> usize {
+        self.pages[token / PAGE_TOKENS] as usize * PAGE_TOKENS + token % PAGE_TOKENS
+    }
+}
+
+/// The stored keys or values of one layer: pages of `[Hkv, PAGE_TOKENS, D]`, and the table that finds them.
+pub struct Pages<'a, B: Backend + ?Sized> {
+    /// Physical pages.
+    pub pages: &'a [B::Buffer],
+    /// Logical to physical.
+    pub table: &'a PageTable,
+}
+
+impl<B: Backend + ?Sized> Clone for Pages<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<B: Backend + ?Sized> Copy for Pages<'_, B> {}
+
+/// Cosines and sines of the rotary embedding, f32, one row of D/2 per position; an attention factor (`YaRN`) is already
+/// multiplied in. Pair `d` is elements `d` and `d + D/2` of a head.
+#[derive(Debug, Clone, Default)]
+pub struct RopeTable {
+    /// `[positions, D/2]`.
+    pub cos: Vec<f32>,
+    /// `[positions, D/2]`.
+    pub sin: Vec<f32>,
+    /// D/2.
+    pub half: usize,
+}
+
+impl RopeTable {
+    /// Positions the table holds.
+    pub fn positions(&self) -> usize {
+        self.cos.len().checked_div(self.half).unwrap_or(0)
+    }
+
+    /// The rows of cosines and sines of `position`.
+    #[inline(always)]
+    pub fn row(&self, position: usize) -> (&[f32], &[f32]) {
+        let at = position * self.half;
+        (&self.cos[at..at + self.half], &self.sin[at..at + self.half])
+    }
+}
+
+/// The tokens a chunk attends to, in ascending order; the chunk itself is the last C of them.
+#[derive(Debug, Clone, Copy)]
+pub enum TokenList<'a> {
+    /// Every stored token, `0..n`.
+    All(usize),
+    /// The listed logical tokens.
+    Listed(&'a [u32]),
+}
+
+impl TokenList<'_> {
+    /// How many tokens.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::All(n) => *n,
+            Self::Listed(list) => list.len(),
+        }
+    }
+
+    /// True for no token at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The `j`-th token.
+    #[inline(always)]
+    pub fn token(&self, j: usize) -> usize {
+        match self {
+            Self::All(_) => j,
+            Self::Listed(list) => list[j] as usize,
+        }
+    }
+}
+
+/// At which position a key of the token list is rotated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Positions {
+    /// Key `j` of the list at position `j`: always inside the trained window.
+    Packed,
+    /// Each key at its place in the text.
+    Original,
+}
+
+/// Operands of [`Backend::attend`].
+pub struct Attend<'a, B: Backend + ?Sized> {
+    /// H, Hkv, D.
+    pub shape: AttentionShape,
+    /// `[C, H, D]`, already rotated at `first_query_position + i`.
+    pub queries: &'a B::Buffer,
+    /// C.
+    pub rows: usize,
+    /// Un-rotated keys.
+    pub keys: Pages<'a, B>,
+    /// Values.
+    pub values: Pages<'a, B>,
+    /// What to attend to.
+    pub tokens: TokenList<'a>,
+    /// How keys are placed.
+    pub positions: Positions,
+    /// Position of the chunk's first row.
+    pub first_query_position: usize,
+    /// A key is visible only if its position is less than this far behind the query's (Mistral).
+    pub window: Option<usize>,
+    /// Rotation angles.
+    pub rope: &'a RopeTable,
+}
+
+impl<B: Backend + ?Sized> Attend<'_, B> {
+    /// Position at which key `j` of the list is rotated.
+    #[inline(always)]
+    pub fn key_position(&self, j: usize) -> usize {
+        match self.positions {
+            Positions::Packed => j,
+            Positions::Original => self.tokens.token(j),
+        }
+    }
+
+    /// The keys that row `i` of the chunk sees, as a range of the list: causal inside the chunk, cut by the window.
+    pub fn visible(&self, i: usize) -> std::ops::Range<usize> {
+        let end = self.tokens.len() - self.rows + i + 1;
+        let start = self.window.map_or(0, |window| {
+            let query = self.first_query_position + i;
+            // Positions ascend with j, so the visible keys are a suffix.
+            let mut low = 0;
+            let mut high = end;
+            while low < high {
+                let middle = usize::midpoint(low, high);
+                if self.key_position(middle) + window > query {
+                    high = middle;
+                } else {
+                    low = middle + 1;
+                }
+            }
+            low
+        });
+        start..end
+    }
+}
+
+/// Which query head is scored against which KV head (`TokenSelect`, Algorithm 2; spec section (c) item 1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeadMap {
+    /// `h / group`: the model's own map.
+    Grouped,
+    /// `h mod Hkv`: what the published kernel does.
+    Modulo,
+}
+
+impl HeadMap {
+    /// The KV head of query head `h`.
+    pub fn kv_head(self, h: usize, shape: &AttentionShape) -> usize {
+        match self {
+            Self::Grouped => h / shape.group(),
+            Self::Modulo => h % shape.kv_heads,
+        }
+    }
+}
+
+/// Precision of scores, softmax and vote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScoreDtype {
+    /// Single precision throughout.
+    F32,
+    /// Queries, keys, scores, probabilities and votes are each rounded to bfloat16; sums accumulate in f32.
+    Bf16,
+}
+
+/// Operands of [`Backend::score`].
+pub struct ScoreArgs<'a, B: Backend + ?Sized> {
+    /// H, Hkv, D.
+    pub shape: AttentionShape,
+    /// `[U, H, D]`: U selection queries, rotated and averaged.
+    pub queries: &'a B::Buffer,
+    /// U.
+    pub query_count: usize,
+    /// Un-rotated keys.
+    pub keys: Pages<'a, B>,
+    /// Logical tokens to score.
+    pub candidates: std::ops::Range<usize>,
+    /// Which KV head a query head reads.
+    pub head_map: HeadMap,
+    /// Multiplies every product: 1, or 1/sqrt(D).
+    pub scale: f32,
+    /// Precision.
+    pub dtype: ScoreDtype,
+}
+
+/// Scores of R = U * H rows (row `u * H + h`) over n candidates, in blocks of [`SCORE_BLOCK`] candidates:
+/// `[ceil(n / SCORE_BLOCK), R, SCORE_BLOCK]`, so that one block is a contiguous task. The tail of the last block is
+/// unspecified.
+#[derive(Debug, Clone, Default)]
+pub struct Scores {
+    /// Block storage.
+    pub data: Vec<f32>,
+    /// R.
+    pub rows: usize,
+    /// n.
+    pub len: usize,
+}
+
+impl Scores {
+    /// Resizes for `rows` by `len`, keeping the allocation.
+    pub fn reset(&mut self, rows: usize, len: usize) {
+        self.rows = rows;
+        self.len = len;
+        self.data.resize(Self::elements(rows, len), 0.0);
+    }
+
+    /// Elements stored for `rows` by `len`.
+    pub fn elements(rows: usize, len: usize) -> usize {
+        len.div_ceil(SCORE_BLOCK) * rows * SCORE_BLOCK
+    }
+
+    /// Score of row `r`, candidate `t` (counted from the first candidate).
+    #[inline(always)]
+    pub fn get(&self, r: usize, t: usize) -> f32 {
+        self.data[self.at(r, t)]
+    }
+
+    /// Index of row `r`, candidate `t` in `data`.
+    #[inline(always)]
+    pub fn at(&self, r: usize, t: usize) -> usize {
+        (t / SCORE_BLOCK * self.rows + r) * SCORE_BLOCK + t % SCORE_BLOCK
+    }
+
+    /// Candidates in block `block`.
+    pub fn block_len(&self, block: usize) -> usize {
+        SCORE_BLOCK.min(self.len - block * SCORE_BLOCK)
+    }
+}
+
+/// Which part of a fused qkv row [`Backend::norm_heads`] works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkvPart {
+    /// The H query heads.
+    Queries,
+    /// The Hkv key heads.
+    Keys,
+}
+
+/// Supplies row `index` of a weight matrix as f32.
+pub type RowSource<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
+
+/// The primitives of the decoder and the policies, on one device.
+pub trait Backend: Send + Sync + 'static {
+    /// Activations, f32.
+    type Buffer: Send + Sync;
+    /// A weight matrix `[out, in]` in the layout that this backend multiplies fastest.
+    type Matrix: Send + Sync;
+
+    /// Name for reports.
+    fn name(&self) -> &'static str;
+
+    /// A buffer of `len` zeros.
+    fn zeros(&self, len: usize) -> Self::Buffer;
+    /// Copies host data to the device.
+    fn upload(&self, data: &[f32]) -> Self::Buffer;
+    /// Copies device data to the host.
+    fn download<'a>(&self, buffer: &'a Self::Buffer) -> std::borrow::Cow<'a, [f32]>;
+    /// Builds a weight matrix of `rows` by `cols` from its rows.
+    fn matrix(&self, rows: usize, cols: usize, source: &RowSource<'_>) -> Self::Matrix;
+    /// Bytes that [`Backend::matrix`] allocates.
+    fn matrix_bytes(&self, rows: usize, cols: usize) -> usize;
+    /// Bytes of working memory of [`Backend::linear`] and [`Backend::attend`], for chunks of `rows` rows and matrices
+    /// of at most `width` inputs.
+    fn working_bytes(&self, rows: usize, width: usize, shape: &AttentionShape) -> usize;
+
+    /// `out[i] = table[ids[i]]`, out `[ids, cols]`.
+    fn embed(&self, table: &Self::Matrix, ids: &[u32], out: &mut Self::Buffer);
+    /// `out[i] = w x[i] + bias`, or `out[i] += ..` if `accumulate`. x `[rows, in]`, out `[rows, out]`.
+    fn linear(
+        &self,
+        x: &Self::Buffer,
+        rows: usize,
+        w: &Self::Matrix,
+        bias: Option<&Self::Buffer>,
+        accumulate: bool,
+        out: &mut Self::Buffer,
+    );
+    /// `out[i] = x[i] / rms(x[i]) * weight`, rows of `weight.len()`.
+    fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Buffer, eps: f32, rows: usize, out: &mut Self::Buffer);
+    /// RMS norm of every head of one part of the fused rows, in place (Qwen3).
+    fn norm_heads(
+        &self,
+        qkv: &mut Self::Buffer,
+        rows: usize,
+        shape: &AttentionShape,
+        part: QkvPart,
+        weight: &Self::Buffer,
+        eps: f32,
+    );
+    /// `out[i] = silu(gate[i]) * up[i]` of fused rows `[gate, up]`; out `[rows, width]`.
+    fn silu_mul(&self, gate_up: &Self::Buffer, rows: usize, width: usize, out: &mut Self::Buffer);
+    /// Takes the queries out of fused rows and rotates row `i` at `first_position + i`; out `[C, H, D]`.
+    fn rotate_queries(
+        &self,
+        qkv: &Self::Buffer,
+        rows: usize,
+        shape: &AttentionShape,
+        rope: &RopeTable,
+        first_position: usize,
+        out: &mut Self::Buffer,
+    );
+    /// Writes keys (un-rotated) and values of fused rows to the pages of tokens `first_token..first_token + rows`.
+    fn store_kv(
+        &self,
+        qkv: &Self::Buffer,
+        rows: usize,
+        shape: &AttentionShape,
+        table: &PageTable,
+        first_token: usize,
+        keys: &mut [Self::Buffer],
+        values: &mut [Self::Buffer],
+    );
+    /// Means of consecutive groups of `group_rows` rows (the last may be shorter) of `[rows, width]`; out
+    /// `[ceil(rows / group_rows), width]`.
+    fn group_means(&self, x: &Self::Buffer, rows: usize, width: usize, group_rows: usize, out: &mut Self::Buffer);
+
+    /// Scores: `scores[u * H + h][t] = scale * <queries[u][h], key[candidate t][head_map(h)]>` (`TokenSelect` Eq. 5 to 7).
+    fn score(&self, args: &ScoreArgs<'_, Self>, scores: &mut Scores);
+    /// Head soft vote (Eq. 7): softmax of every row over the candidates, summed over rows. Overwrites `scores`.
+    fn soft_vote(&self, scores: &mut Scores, dtype: ScoreDtype, votes: &mut Vec<f32>);
+    /// Head vote (Eq. 6): every row votes for its `k` best candidates.
+    fn head_vote(&self, scores: &Scores, k: usize, votes: &mut Vec<f32>);
+    /// Sum of raw scores over rows (Eq. 5 with heads concatenated).
+    fn logit_vote(&self, scores: &Scores, dtype: ScoreDtype, votes: &mut Vec<f32>);
+    /// Positions of the `k` largest votes, ascending; equal votes go to the lower position. NaN counts as lowest.
+    fn top_k(&self, votes: &[f32], k: usize, selected: &mut Vec<u32>);
+    /// Attention (softmax(q k / sqrt(D)) v) of every chunk row over the listed tokens; out `[C, H, D]`.
+    fn attend(&self, args: &Attend<'_, Self>, out: &mut Self::Buffer);
+}
+
+/// Max-pool with stride 1 and padding `(kernel - 1) / 2`, as the published code smooths its votes (spec (c) item 2).
+/// An even kernel leaves the last vote without a value (the result is one shorter). 0 and 1 change nothing.
+pub fn smooth(votes: &mut Vec<f32>, kernel: usize) {
+    if kernel <= 1 || votes.is_empty() {
+        return;
+    }
+    let padding = (kernel - 1) / 2;
+    let len = (votes.len() + 2 * padding + 1).saturating_sub(kernel);
+    let source = std::mem::take(votes);
+    // Monotone queue of indices: linear in the number of votes whatever the kernel.
+    let mut queue: std::collections::VecDeque<usize> = std::collections::VecDeque::new();
+    let mut next = 0;
+    for i in 0..len {
+        let end = (i + kernel).saturating_sub(padding).min(source.len());
+        while next < end {
+            while queue.back().is_some_and(|&b| source[b] <= source[next]) {
+                queue.pop_back();
+            }
+            queue.push_back(next);
+            next += 1;
+        }
+        while queue.front().is_some_and(|&f| f + padding < i) {
+            queue.pop_front();
+        }
+        votes.push(queue.front().map_or(f32::NEG_INFINITY, |&f| source[f]));
+    }
+}
+
+/// Rounds to bfloat16 and back, to nearest even.
+#[inline(always)]
+pub fn round_bf16(x: f32) -> f32 {
+    if x.is_nan() {
+        return x;
+    }
+    let bits = x.to_bits();
+    f32::from_bits((bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) & 0xffff_0000)
+}
+
+/// A total order for top-k as an unsigned key: larger score, larger key; NaN lowest; -0 equals +0.
+#[inline(always)]
+pub fn order_key(score: f32) -> u32 {
+    if score.is_nan() {
+        return 0;
+    }
+    let bits = (score + 0.0).to_bits();
+    if bits >> 31 == 0 { bits | 0x8000_0000 } else { !bits }
+}

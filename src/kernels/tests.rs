@@ -1,0 +1,308 @@
+//! One test body per primitive, run on the fast backend against the reference on fresh random inputs.
+
+use super::cpu::Cpu;
+use super::reference::Reference;
+use super::*;
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+fn random(rng: &mut ChaCha8Rng, len: usize) -> Vec<f32> {
+    (0..len).map(|_| rng.random_range(-1.0f32..1.0)).collect()
+}
+
+/// Sums of `terms` products of numbers below 1 in another order: a few units in the last place of the largest partial
+/// sum.
+fn close(got: &[f32], want: &[f32], terms: usize) {
+    assert_eq!(got.len(), want.len());
+    let tolerance = 4e-7 * (terms as f32).sqrt().max(1.0) * 8.0;
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!(
+            (g - w).abs() <= tolerance * w.abs().max(1.0),
+            "element {i}: {g} against {w}"
+        );
+    }
+}
+
+/// A cache of `n` random tokens on shuffled pages, the same for both backends (both use `Vec<f32>` pages).
+struct Cache {
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
+    table: PageTable,
+}
+
+fn cache(rng: &mut ChaCha8Rng, n: usize, shape: &AttentionShape) -> Cache {
+    let count = n.div_ceil(PAGE_TOKENS);
+    let mut pages: Vec<u32> = (0..count as u32).collect();
+    for i in (1..pages.len()).rev() {
+        pages.swap(i, rng.random_range(0..=i));
+    }
+    let page = |rng: &mut ChaCha8Rng| random(rng, PAGE_TOKENS * shape.kv_width());
+    Cache {
+        keys: (0..count).map(|_| page(rng)).collect(),
+        values: (0..count).map(|_| page(rng)).collect(),
+        table: PageTable { pages },
+    }
+}
+
+impl Cache {
+    fn keys<B: Backend<Buffer = Vec<f32>>>(&self) -> Pages<'_, B> {
+        Pages {
+            pages: &self.keys,
+            table: &self.table,
+        }
+    }
+
+    fn values<B: Backend<Buffer = Vec<f32>>>(&self) -> Pages<'_, B> {
+        Pages {
+            pages: &self.values,
+            table: &self.table,
+        }
+    }
+}
+
+fn rope(positions: usize, d: usize) -> RopeTable {
+    let angle = |p: usize, i: usize| p as f32 / 10000f32.powf(2.0 * i as f32 / d as f32);
+    let table = |f: fn(f32) -> f32| {
+        (0..positions)
+            .flat_map(|p| (0..d / 2).map(move |i| f(angle(p, i))))
+            .collect()
+    };
+    RopeTable {
+        cos: table(f32::cos),
+        sin: table(f32::sin),
+        half: d / 2,
+    }
+}
+
+fn attend_on<B: Backend<Buffer = Vec<f32>>>(
+    backend: &B,
+    c: &Cache,
+    shape: AttentionShape,
+    queries: &Vec<f32>,
+    rows: usize,
+    tokens: TokenList<'_>,
+    positions: Positions,
+    window: Option<usize>,
+    rope: &RopeTable,
+) -> Vec<f32> {
+    let first_query_position = match positions {
+        Positions::Packed => tokens.len() - rows,
+        Positions::Original => tokens.token(tokens.len() - rows),
+    };
+    let mut out = vec![f32::NAN; queries.len()];
+    backend.attend(
+        &Attend {
+            shape,
+            queries,
+            rows,
+            keys: c.keys(),
+            values: c.values(),
+            tokens,
+            positions,
+            first_query_position,
+            window,
+            rope,
+        },
+        &mut out,
+    );
+    out
+}
+
+fn shapes() -> impl Strategy<Value = AttentionShape> {
+    (
+        1usize..4,
+        prop::sample::select(vec![1usize, 2, 3, 7, 17]),
+        prop::sample::select(vec![8usize, 16, 32, 64, 80]),
+    )
+        .prop_map(|(kv, group, d)| AttentionShape {
+            query_heads: kv * group,
+            kv_heads: kv,
+            head_dim: d,
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn linear_equals_reference(seed: u64, rows in 1usize..70, cols in 1usize..300, outputs in 1usize..200, bias: bool, accumulate: bool) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        // 1024 inputs make rows a multiple of 4 KiB apart: the padded copy.
+        let cols = if cols > 280 { 1024 } else { cols };
+        let (x, w, b) = (random(&mut rng, rows * cols), random(&mut rng, outputs * cols), random(&mut rng, outputs));
+        let start = random(&mut rng, rows * outputs);
+        let source = |r: usize, row: &mut [f32]| row.copy_from_slice(&w[r * cols..][..cols]);
+        let bias = bias.then_some(&b);
+        let (mut got, mut want) = (start.clone(), start);
+        Cpu.linear(&x, rows, &Cpu.matrix(outputs, cols, &source), bias, accumulate, &mut got);
+        Reference.linear(&x, rows, &Reference.matrix(outputs, cols, &source), bias, accumulate, &mut want);
+        close(&got, &want, cols);
+    }
+
+    #[test]
+    fn rows_and_heads_equal_reference(seed: u64, rows in 1usize..60, shape in shapes(), first in 0usize..500) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let qkv = random(&mut rng, rows * shape.qkv_width());
+        let rope = rope(first + rows, shape.head_dim);
+        let mut both = [vec![0.0; rows * shape.query_width()], vec![0.0; rows * shape.query_width()]];
+        Cpu.rotate_queries(&qkv, rows, &shape, &rope, first, &mut both[0]);
+        Reference.rotate_queries(&qkv, rows, &shape, &rope, first, &mut both[1]);
+        close(&both[0], &both[1], 2);
+
+        let groups = rows.div_ceil(7) * shape.query_width();
+        let mut means = [vec![0.0; groups], vec![0.0; groups]];
+        Cpu.group_means(&both[1], rows, shape.query_width(), 7, &mut means[0]);
+        Reference.group_means(&both[1], rows, shape.query_width(), 7, &mut means[1]);
+        close(&means[0], &means[1], 7);
+
+        let weight = random(&mut rng, shape.head_dim);
+        for part in [QkvPart::Queries, QkvPart::Keys] {
+            let mut both = [qkv.clone(), qkv.clone()];
+            Cpu.norm_heads(&mut both[0], rows, &shape, part, &weight, 1e-6);
+            Reference.norm_heads(&mut both[1], rows, &shape, part, &weight, 1e-6);
+            close(&both[0], &both[1], shape.head_dim);
+        }
+        let weight = random(&mut rng, shape.qkv_width());
+        let mut both = [qkv.clone(), qkv.clone()];
+        Cpu.rms_norm(&qkv, &weight, 1e-6, rows, &mut both[0]);
+        Reference.rms_norm(&qkv, &weight, 1e-6, rows, &mut both[1]);
+        close(&both[0], &both[1], shape.qkv_width());
+
+        let gate_up = random(&mut rng, rows * 2 * shape.head_dim).iter().map(|x| x * 20.0).collect();
+        let mut both = [vec![0.0; rows * shape.head_dim], vec![0.0; rows * shape.head_dim]];
+        Cpu.silu_mul(&gate_up, rows, shape.head_dim, &mut both[0]);
+        Reference.silu_mul(&gate_up, rows, shape.head_dim, &mut both[1]);
+        close(&both[0], &both[1], 4);
+    }
+
+    #[test]
+    fn attention_equals_reference(
+        seed: u64,
+        shape in shapes(),
+        n in 1usize..1400,
+        rows in 1usize..40,
+        all: bool,
+        packed: bool,
+        window in prop::option::of(1usize..600),
+    ) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let rows = rows.min(n);
+        let c = cache(&mut rng, n, &shape);
+        let queries = random(&mut rng, rows * shape.query_width());
+        let rope = rope(n, shape.head_dim);
+        // The chunk itself is always listed; of the rest, a random subset.
+        let listed: Vec<u32> = (0..n as u32).filter(|&t| t as usize >= n - rows || rng.random_bool(0.4)).collect();
+        let tokens = if all { TokenList::All(n) } else { TokenList::Listed(&listed) };
+        let positions = if packed { Positions::Packed } else { Positions::Original };
+        let got = attend_on(&Cpu, &c, shape, &queries, rows, tokens, positions, window, &rope);
+        let want = attend_on(&Reference, &c, shape, &queries, rows, tokens, positions, window, &rope);
+        close(&got, &want, n);
+    }
+
+    #[test]
+    fn scores_and_votes_equal_reference(seed: u64, shape in shapes(), n in 1usize..1700, start in 0usize..300, queries in 1usize..4, modulo: bool) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let c = cache(&mut rng, start + n, &shape);
+        let q = random(&mut rng, queries * shape.query_width());
+        let head_map = if modulo { HeadMap::Modulo } else { HeadMap::Grouped };
+        let candidates = start..start + n;
+        let (mut got, mut want) = (Scores::default(), Scores::default());
+        Cpu.score(&ScoreArgs { shape, queries: &q, query_count: queries, keys: c.keys(), candidates: candidates.clone(), head_map, scale: 0.5, dtype: ScoreDtype::F32 }, &mut got);
+        Reference.score(&ScoreArgs { shape, queries: &q, query_count: queries, keys: c.keys(), candidates, head_map, scale: 0.5, dtype: ScoreDtype::F32 }, &mut want);
+        let flat = |s: &Scores| (0..s.rows).flat_map(|r| (0..s.len).map(move |t| (r, t))).map(|(r, t)| s.get(r, t)).collect::<Vec<_>>();
+        close(&flat(&got), &flat(&want), shape.head_dim);
+        // The votes are compared on identical scores: a tie broken by rounding is not what is tested here.
+        got = want.clone();
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        Cpu.logit_vote(&got, ScoreDtype::F32, &mut a);
+        Reference.logit_vote(&want, ScoreDtype::F32, &mut b);
+        close(&a, &b, got.rows);
+        Cpu.head_vote(&got, 1 + n / 3, &mut a);
+        Reference.head_vote(&want, 1 + n / 3, &mut b);
+        prop_assert_eq!(&a, &b);
+        Cpu.soft_vote(&mut got, ScoreDtype::F32, &mut a);
+        Reference.soft_vote(&mut want, ScoreDtype::F32, &mut b);
+        close(&a, &b, n);
+    }
+
+    #[test]
+    fn top_k_equals_sort(seed: u64, n in 0usize..3000, k in 0usize..3000, levels in 1u32..50) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        // Few levels: ties everywhere, signs and NaN among them.
+        let votes: Vec<f32> = (0..n).map(|_| match rng.random_range(0..=levels) { 0 => f32::NAN, 1 => -0.0, v => v as f32 / 7.0 - 2.0 }).collect();
+        let (mut got, mut want) = (Vec::new(), Vec::new());
+        Cpu.top_k(&votes, k, &mut got);
+        Reference.top_k(&votes, k, &mut want);
+        prop_assert_eq!(got, want);
+    }
+
+    #[test]
+    fn smoothing_equals_its_definition(seed: u64, n in 1usize..80, kernel in 0usize..40) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let votes = random(&mut rng, n);
+        let mut got = votes.clone();
+        smooth(&mut got, kernel);
+        if kernel <= 1 {
+            prop_assert_eq!(got, votes);
+        } else {
+            let padding = ((kernel - 1) / 2) as isize;
+            let len = (n as isize + 2 * padding + 1 - kernel as isize).max(0);
+            let want: Vec<f32> = (0..len).map(|i| {
+                (i - padding..i - padding + kernel as isize)
+                    .filter(|&j| j >= 0 && j < n as isize)
+                    .map(|j| votes[j as usize])
+                    .fold(f32::NEG_INFINITY, f32::max)
+            }).collect();
+            prop_assert_eq!(got, want);
+        }
+    }
+}
+
+#[test]
+fn a_full_list_gives_the_bits_of_dense() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let shape = AttentionShape {
+        query_heads: 6,
+        kv_heads: 2,
+        head_dim: 32,
+    };
+    let n = 2500;
+    let c = cache(&mut rng, n, &shape);
+    let rope = rope(n, shape.head_dim);
+    let every: Vec<u32> = (0..n as u32).collect();
+    for rows in [1, 300] {
+        let queries = random(&mut rng, rows * shape.query_width());
+        let dense = attend_on(
+            &Cpu,
+            &c,
+            shape,
+            &queries,
+            rows,
+            TokenList::All(n),
+            Positions::Original,
+            None,
+            &rope,
+        );
+        let listed = attend_on(
+            &Cpu,
+            &c,
+            shape,
+            &queries,
+            rows,
+            TokenList::Listed(&every),
+            Positions::Packed,
+            None,
+            &rope,
+        );
+        assert_eq!(dense, listed);
+    }
+}
+
+#[test]
+fn bf16_rounding_is_to_nearest_even() {
+    for x in [0.0f32, 1.0, -1.0, 1.003_906_25, 1.011_718_75, 3.4e38, 1e-40, -0.1] {
+        assert_eq!(round_bf16(x), half::bf16::from_f32(x).to_f32(), "{x}");
+    }
+    assert!(round_bf16(f32::NAN).is_nan());
+}
