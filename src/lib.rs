@@ -3,3 +3,5 @@
 pub mod error;
 pub mod hub;
 pub mod kernels;
+pub mod model;
+pub mod random;
