@@ -3,5 +3,8 @@
 pub mod bench;
 pub mod config;
 pub mod error;
+pub mod exit;
+pub mod interrupt;
 pub mod manifest;
+pub mod printer;
 pub mod report;
