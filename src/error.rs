@@ -94,6 +94,16 @@ impl Error {
         &self.message
     }
 
+    /// The indented lines of facts.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The remedy, if one is known.
+    pub fn remedy(&self) -> Option<&str> {
+        self.help.as_deref()
+    }
+
     /// The process exit code (see [`Kind`]).
     pub fn exit_code(&self) -> u8 {
         match self.kind {
