@@ -362,8 +362,15 @@ pub trait Backend: Send + Sync + 'static {
         accumulate: bool,
         out: &mut Self::Buffer,
     );
-    /// `out[i] = x[i] / rms(x[i]) * weight`, rows of `weight.len()`.
-    fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Buffer, eps: f32, rows: usize, out: &mut Self::Buffer);
+    /// `out[i] = x[rows.start + i] / rms(..) * weight`, rows of `weight.len()`.
+    fn rms_norm(
+        &self,
+        x: &Self::Buffer,
+        weight: &Self::Buffer,
+        eps: f32,
+        rows: std::ops::Range<usize>,
+        out: &mut Self::Buffer,
+    );
     /// RMS norm of every head of one part of the fused rows, in place (Qwen3).
     fn norm_heads(
         &self,
@@ -376,11 +383,12 @@ pub trait Backend: Send + Sync + 'static {
     );
     /// `out[i] = silu(gate[i]) * up[i]` of fused rows `[gate, up]`; out `[rows, width]`.
     fn silu_mul(&self, gate_up: &Self::Buffer, rows: usize, width: usize, out: &mut Self::Buffer);
-    /// Takes the queries out of fused rows and rotates row `i` at `first_position + i`; out `[C, H, D]`.
+    /// Takes the queries of the given fused rows and rotates row `i` at `first_position + i` (`i` counted from the first
+    /// row of the buffer, not of the range); out `[range, H, D]`.
     fn rotate_queries(
         &self,
         qkv: &Self::Buffer,
-        rows: usize,
+        rows: std::ops::Range<usize>,
         shape: &AttentionShape,
         rope: &RopeTable,
         first_position: usize,

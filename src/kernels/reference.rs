@@ -5,6 +5,7 @@ use super::{
     Scores, order_key, round_bf16,
 };
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// The plain backend.
 #[derive(Debug, Default, Clone, Copy)]
@@ -114,10 +115,10 @@ impl Backend for Reference {
         }
     }
 
-    fn rms_norm(&self, x: &Vec<f32>, weight: &Vec<f32>, eps: f32, rows: usize, out: &mut Vec<f32>) {
+    fn rms_norm(&self, x: &Vec<f32>, weight: &Vec<f32>, eps: f32, rows: Range<usize>, out: &mut Vec<f32>) {
         let width = weight.len();
-        for i in 0..rows {
-            normalise(&x[i * width..][..width], weight, eps, &mut out[i * width..][..width]);
+        for (to, i) in rows.enumerate() {
+            normalise(&x[i * width..][..width], weight, eps, &mut out[to * width..][..width]);
         }
     }
 
@@ -156,16 +157,16 @@ impl Backend for Reference {
     fn rotate_queries(
         &self,
         qkv: &Vec<f32>,
-        rows: usize,
+        rows: Range<usize>,
         shape: &AttentionShape,
         rope: &RopeTable,
         first_position: usize,
         out: &mut Vec<f32>,
     ) {
-        for i in 0..rows {
+        for (to, i) in rows.enumerate() {
             for h in 0..shape.query_heads {
                 let q = &qkv[i * shape.qkv_width() + h * shape.head_dim..][..shape.head_dim];
-                out[(i * shape.query_heads + h) * shape.head_dim..][..shape.head_dim].copy_from_slice(&rotated(
+                out[(to * shape.query_heads + h) * shape.head_dim..][..shape.head_dim].copy_from_slice(&rotated(
                     q,
                     rope,
                     first_position + i,

@@ -138,6 +138,13 @@ proptest! {
         Cpu.linear(&x, rows, &Cpu.matrix(outputs, cols, &source), bias, accumulate, &mut got);
         Reference.linear(&x, rows, &Reference.matrix(outputs, cols, &source), bias, accumulate, &mut want);
         close(&got, &want, cols);
+
+        // Buffers are made for the largest chunk: rows beyond the ids stay as they are.
+        let ids: Vec<u32> = (0..rows).map(|_| rng.random_range(0..outputs as u32)).collect();
+        let (mut got, mut want) = (vec![7.0; (rows + 3) * cols], vec![7.0; (rows + 3) * cols]);
+        Cpu.embed(&Cpu.matrix(outputs, cols, &source), &ids, &mut got);
+        Reference.embed(&Reference.matrix(outputs, cols, &source), &ids, &mut want);
+        prop_assert_eq!(got, want);
     }
 
     #[test]
@@ -146,8 +153,8 @@ proptest! {
         let qkv = random(&mut rng, rows * shape.qkv_width());
         let rope = rope(first + rows, shape.head_dim);
         let mut both = [vec![0.0; rows * shape.query_width()], vec![0.0; rows * shape.query_width()]];
-        Cpu.rotate_queries(&qkv, rows, &shape, &rope, first, &mut both[0]);
-        Reference.rotate_queries(&qkv, rows, &shape, &rope, first, &mut both[1]);
+        Cpu.rotate_queries(&qkv, 0..rows, &shape, &rope, first, &mut both[0]);
+        Reference.rotate_queries(&qkv, 0..rows, &shape, &rope, first, &mut both[1]);
         close(&both[0], &both[1], 2);
 
         let groups = rows.div_ceil(7) * shape.query_width();
@@ -165,8 +172,8 @@ proptest! {
         }
         let weight = random(&mut rng, shape.qkv_width());
         let mut both = [qkv.clone(), qkv.clone()];
-        Cpu.rms_norm(&qkv, &weight, 1e-6, rows, &mut both[0]);
-        Reference.rms_norm(&qkv, &weight, 1e-6, rows, &mut both[1]);
+        Cpu.rms_norm(&qkv, &weight, 1e-6, 0..rows, &mut both[0]);
+        Reference.rms_norm(&qkv, &weight, 1e-6, 0..rows, &mut both[1]);
         close(&both[0], &both[1], shape.qkv_width());
 
         let gate_up = random(&mut rng, rows * 2 * shape.head_dim).iter().map(|x| x * 20.0).collect();

@@ -46,6 +46,11 @@ impl Packed {
         rows.div_ceil(PANEL) * PANEL * cols * 4
     }
 
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
     /// Copies row `index` out (embedding lookup).
     pub fn copy_row(&self, index: usize, out: &mut [f32]) {
         let panel = &self.data[index / PANEL * PANEL * self.cols..][..PANEL * self.cols];

@@ -14,6 +14,7 @@ use super::{
 use pulp::Arch;
 use rayon::prelude::*;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// The CPU, all threads of the global rayon pool.
 #[derive(Debug, Default, Clone, Copy)]
@@ -90,8 +91,7 @@ impl Backend for Cpu {
     }
 
     fn embed(&self, table: &Packed, ids: &[u32], out: &mut Vec<f32>) {
-        let width = out.len() / ids.len().max(1);
-        out.par_chunks_exact_mut(width.max(1))
+        out.par_chunks_exact_mut(table.cols())
             .zip(ids)
             .for_each(|(row, &id)| table.copy_row(id as usize, row));
     }
@@ -108,9 +108,10 @@ impl Backend for Cpu {
         gemm::linear(x, rows, w, bias.map(Vec::as_slice), accumulate, out);
     }
 
-    fn rms_norm(&self, x: &Vec<f32>, weight: &Vec<f32>, eps: f32, rows: usize, out: &mut Vec<f32>) {
+    fn rms_norm(&self, x: &Vec<f32>, weight: &Vec<f32>, eps: f32, rows: Range<usize>, out: &mut Vec<f32>) {
         let width = weight.len();
-        for_rows(&mut out[..rows * width], width, |i, out| {
+        let x = &x[rows.start * width..rows.end * width];
+        for_rows(&mut out[..x.len()], width, |i, out| {
             normalise(&x[i * width..][..width], weight, eps, out)
         });
     }
@@ -148,7 +149,7 @@ impl Backend for Cpu {
     fn rotate_queries(
         &self,
         qkv: &Vec<f32>,
-        rows: usize,
+        rows: Range<usize>,
         shape: &AttentionShape,
         rope: &RopeTable,
         first_position: usize,
@@ -156,7 +157,8 @@ impl Backend for Cpu {
     ) {
         let d = shape.head_dim;
         let width = shape.query_width();
-        for_rows(&mut out[..rows * width], width, |i, out| {
+        for_rows(&mut out[..rows.len() * width], width, |i, out| {
+            let i = rows.start + i;
             let (cos, sin) = rope.row(first_position + i);
             let row = &qkv[i * shape.qkv_width()..][..width];
             for (head, out) in row.chunks_exact(d).zip(out.chunks_exact_mut(d)) {

@@ -1,0 +1,203 @@
+//! Which cached tokens a query chunk attends to: one trait, one policy per file.
+//!
+//! A policy sees the queries of one layer's chunk before attention and the cache with the chunk already in it, and fills
+//! a [`Selection`]. It never sees hidden states and never copies the forward pass. Adding a policy: one file, one line
+//! in [`PolicyConfig::build`].
+
+mod dense;
+mod statistics;
+mod streaming_llm;
+mod token_select;
+
+pub use dense::Dense;
+pub use statistics::{CosineSummary, SelectionStatistics};
+pub use streaming_llm::StreamingLlm;
+pub use token_select::{CacheThreshold, ChunkQuery, ScoreScale, TokenSelect, TokenSelectConfig, Vote};
+
+use crate::error::{Error, Result};
+use crate::kernels::{AttentionShape, Backend, Positions, RopeTable, TokenList};
+use crate::kv_cache::KvCache;
+
+/// Whether a chunk is part of the prompt or a generated token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Prompt tokens.
+    Prefill,
+    /// One generated token.
+    Decode,
+}
+
+/// The queries of one layer's chunk.
+pub struct QueryView<'a, B: Backend> {
+    /// Fused rows `[C, (H + 2 Hkv) D]`; queries first, un-rotated.
+    pub qkv: &'a B::Buffer,
+    /// C.
+    pub rows: usize,
+    /// Prompt or generated.
+    pub phase: Phase,
+    /// H, Hkv, D.
+    pub shape: AttentionShape,
+    /// Rotation angles.
+    pub rope: &'a RopeTable,
+}
+
+/// What became of the selection cache in one layer and step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheOutcome {
+    /// Not consulted: dense step, prefill, or a policy without one.
+    #[default]
+    Unused,
+    /// The earlier selection was used again.
+    Hit,
+    /// A new selection was made.
+    Miss,
+}
+
+/// What one layer attends to in one chunk.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    /// True: every stored token, `tokens` is empty.
+    pub dense: bool,
+    /// The packed list: logical tokens, ascending, the chunk last.
+    pub tokens: Vec<u32>,
+    /// The chosen part of it (top-k), ascending; `None` where the policy chose nothing.
+    pub selected: Option<Vec<u32>>,
+    /// Fate of the selection cache.
+    pub cache: CacheOutcome,
+    /// Where keys and queries are placed.
+    pub positions: Positions,
+}
+
+impl Default for Selection {
+    fn default() -> Self {
+        Self {
+            dense: true,
+            tokens: Vec::new(),
+            selected: None,
+            cache: CacheOutcome::Unused,
+            positions: Positions::Original,
+        }
+    }
+}
+
+impl Selection {
+    /// Forgets the last chunk: every stored token, at its own position.
+    pub fn clear(&mut self) {
+        self.dense = true;
+        self.tokens.clear();
+        self.selected = None;
+        self.cache = CacheOutcome::Unused;
+        self.positions = Positions::Original;
+    }
+
+    /// The list for the attention kernel, with `stored` tokens in the cache.
+    pub fn list(&self, stored: usize) -> TokenList<'_> {
+        if self.dense {
+            TokenList::All(stored)
+        } else {
+            TokenList::Listed(&self.tokens)
+        }
+    }
+}
+
+/// Chooses which cached tokens a query chunk may attend to, and at which positions.
+pub trait SelectionPolicy<B: Backend>: Send {
+    /// Fills `out` (cleared before the call) for `layer`; the chunk is already in `cache`.
+    fn select(
+        &mut self,
+        backend: &B,
+        layer: usize,
+        query: &QueryView<'_, B>,
+        cache: &KvCache<B>,
+        out: &mut Selection,
+    ) -> Result<()>;
+
+    /// Forgets everything about the last text.
+    fn reset(&mut self) {}
+
+    /// Whether the last prompt token is a chunk of its own, so that it gets its own selection.
+    fn last_token_alone(&self) -> bool {
+        false
+    }
+
+    /// Positions that rotation must cover for a context of `max_context` tokens in chunks of `chunk`.
+    fn positions_needed(&self, max_context: usize, chunk: usize) -> usize;
+
+    /// Bytes of working memory; feeds the memory plan.
+    fn scratch_bytes(&self, shape: &AttentionShape, max_context: usize, chunk: usize) -> usize;
+
+    /// Counts of the current text; feeds the report.
+    fn statistics(&self) -> SelectionStatistics {
+        SelectionStatistics::default()
+    }
+}
+
+/// A policy by name with all its settings; this is what reports record.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[serde(rename_all = "kebab-case", tag = "name")]
+pub enum PolicyConfig {
+    /// Every stored token.
+    Dense,
+    /// First tokens and a sliding window (arXiv 2309.17453).
+    StreamingLlm {
+        /// First tokens always kept.
+        n_init: usize,
+        /// Most recent tokens kept.
+        n_local: usize,
+        /// Where keys and queries are placed.
+        positions: Positions,
+    },
+    /// Token-level selection (arXiv 2411.02886).
+    TokenSelect(TokenSelectConfig),
+}
+
+impl PolicyConfig {
+    /// Names as on the command line.
+    pub const NAMES: [&'static str; 3] = ["dense", "token-select", "streaming-llm"];
+
+    /// Checks every setting against the others and the context.
+    pub fn validate(&self, max_context: usize) -> Result<()> {
+        let (n_init, n_local) = match self {
+            Self::Dense => return Ok(()),
+            Self::StreamingLlm { n_init, n_local, .. } => (*n_init, *n_local),
+            Self::TokenSelect(config) => {
+                config.validate()?;
+                (config.n_init, config.n_local)
+            }
+        };
+        if n_local == 0 {
+            return Err(
+                Error::user("`--n-local 0`: a query must see at least itself").help("pass `--n-local 1` or more")
+            );
+        }
+        for (flag, value) in [("--n-init", n_init), ("--n-local", n_local)] {
+            if value > max_context {
+                return Err(Error::user(format!(
+                    "`{flag} {value}` is more than the context of {max_context} tokens"
+                ))
+                .help(format!(
+                    "pass a smaller `{flag}`, a larger `--max-context`, or `--policy dense`"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The policy itself, for a model of `layers` layers.
+    pub fn build<B: Backend>(&self, layers: usize) -> Box<dyn SelectionPolicy<B>> {
+        match self {
+            Self::Dense => Box::new(Dense),
+            Self::StreamingLlm {
+                n_init,
+                n_local,
+                positions,
+            } => Box::new(StreamingLlm {
+                n_init: *n_init,
+                n_local: *n_local,
+                positions: *positions,
+            }),
+            Self::TokenSelect(config) => Box::new(TokenSelect::new(config.clone(), layers)),
+        }
+    }
+}
