@@ -180,6 +180,11 @@ impl Printer {
         self.write_result(&text)
     }
 
+    /// Whether progress is drawn at all; a terminal is asked for besides.
+    pub fn shows_progress(&self) -> bool {
+        !self.options.quiet && !self.options.no_progress
+    }
+
     /// A bar for `length` steps of `what`; it goes away when dropped.
     pub fn progress(&self, length: u64, what: &str) -> Progress {
         let bar = self.bars.add(ProgressBar::new(length));

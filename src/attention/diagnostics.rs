@@ -66,6 +66,28 @@ impl Diagnosis {
         sums.mass += quality.mass;
     }
 
+    /// Adds all measurements of another text.
+    pub fn merge(&mut self, other: &Self) {
+        if self.layers.len() < other.layers.len() {
+            self.layers.resize(other.layers.len(), Sums::default());
+        }
+        for (mine, theirs) in self
+            .layers
+            .iter_mut()
+            .zip(&other.layers)
+            .filter(|(_, theirs)| theirs.n > 0)
+        {
+            mine.lowest_mass = if mine.n == 0 {
+                theirs.lowest_mass
+            } else {
+                mine.lowest_mass.min(theirs.lowest_mass)
+            };
+            mine.n += theirs.n;
+            mine.recall += theirs.recall;
+            mine.mass += theirs.mass;
+        }
+    }
+
     /// Means per layer.
     pub fn layers(&self) -> Vec<LayerDiagnosis> {
         let row = |(layer, s): (usize, &Sums)| LayerDiagnosis {

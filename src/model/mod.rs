@@ -8,6 +8,7 @@ pub mod chat_template;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
+pub mod generate;
 pub mod generation_config;
 mod json_file;
 pub mod memory_plan;

@@ -156,30 +156,20 @@ impl PolicyConfig {
     /// Names as on the command line.
     pub const NAMES: [&'static str; 3] = ["dense", "token-select", "streaming-llm"];
 
-    /// Checks every setting against the others and the context.
-    pub fn validate(&self, max_context: usize) -> Result<()> {
-        let (n_init, n_local) = match self {
+    /// Checks every setting by itself.
+    pub fn validate(&self) -> Result<()> {
+        let n_local = match self {
             Self::Dense => return Ok(()),
-            Self::StreamingLlm { n_init, n_local, .. } => (*n_init, *n_local),
+            Self::StreamingLlm { n_local, .. } => *n_local,
             Self::TokenSelect(config) => {
                 config.validate()?;
-                (config.n_init, config.n_local)
+                config.n_local
             }
         };
         if n_local == 0 {
             return Err(
                 Error::user("`--n-local 0`: a query must see at least itself").help("pass `--n-local 1` or more")
             );
-        }
-        for (flag, value) in [("--n-init", n_init), ("--n-local", n_local)] {
-            if value > max_context {
-                return Err(Error::user(format!(
-                    "`{flag} {value}` is more than the context of {max_context} tokens"
-                ))
-                .help(format!(
-                    "pass a smaller `{flag}`, a larger `--max-context`, or `--policy dense`"
-                )));
-            }
         }
         Ok(())
     }

@@ -1,0 +1,364 @@
+//! Groups of arguments that commands share, spelled the same everywhere.
+
+use crate::error::{Error, Result};
+use crate::kernels::{HeadMap, Positions, ScoreDtype};
+use crate::model::memory_plan::parse_bytes;
+use crate::printer::PrinterOptions;
+use crate::report::Format;
+use crate::selection::{CacheThreshold, ChunkQuery, PolicyConfig, ScoreScale, TokenSelectConfig, Vote};
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+pub struct GlobalArgs {
+    /// Read flags from a TOML file; its keys are the long flags
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set one flag, over the file and under explicit flags
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Threads to compute on [default: all cores]
+    #[arg(
+        long,
+        global = true,
+        value_name = "N",
+        env = "RAYON_NUM_THREADS",
+        hide_env_values = true
+    )]
+    pub threads: Option<usize>,
+    /// Nothing on stderr but errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// More on stderr
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub verbose: bool,
+    /// No progress bars
+    #[arg(long, global = true)]
+    pub no_progress: bool,
+}
+
+impl GlobalArgs {
+    pub(super) fn printer_options(&self) -> PrinterOptions {
+        PrinterOptions {
+            quiet: self.quiet,
+            verbose: self.verbose,
+            no_progress: self.no_progress,
+        }
+    }
+}
+
+/// Type in which weights are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// What the device computes in
+    Auto,
+    /// Single precision
+    F32,
+    /// Half precision
+    F16,
+    /// bfloat16
+    Bf16,
+}
+
+/// Which model, from where, on what.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// Model: a directory, a `.safetensors` or `config.json` file, or a hub id `Org/Name[@REVISION]`
+    #[arg(short, long, value_name = "ID|DIR|FILE")]
+    pub model: Option<String>,
+    /// Branch, tag or commit on the hub
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
+    /// Never touch the network; list what is missing
+    #[arg(long)]
+    pub offline: bool,
+    /// Make weights from a seed instead of reading them; needs a config only
+    #[arg(long, value_name = "SEED")]
+    pub random_weights: Option<u64>,
+    /// Type of the weights in memory; the CPU computes in f32
+    #[arg(long, value_enum, default_value = "auto")]
+    pub dtype: Dtype,
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: String,
+    /// Tokens the KV cache may hold [default: what the run needs]
+    #[arg(long, value_name = "TOKENS")]
+    pub max_context: Option<usize>,
+    /// Refuse to use more memory than this, such as 24GiB [default: what is available]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub max_memory: Option<usize>,
+}
+
+impl ModelArgs {
+    /// The model reference, or how to name one.
+    pub fn reference(&self) -> Result<&str> {
+        self.model.as_deref().ok_or_else(|| {
+            Error::user("no model is named")
+                .help("pass `-m DIR` (a Hugging Face checkpoint), `-m FILE.safetensors`, or `-m Org/Name` from the hub")
+        })
+    }
+
+    /// Refuses devices and types that this build does not run.
+    pub fn check_device(&self) -> Result<()> {
+        match self.device.as_str() {
+            "auto" | "cpu" => {}
+            cuda if cuda == "cuda" || cuda.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok()) => {
+                return Err(
+                    Error::environment(format!("`--device {cuda}`: this build computes on the CPU only"))
+                        .help("pass `--device cpu` or leave the flag out"),
+                );
+            }
+            other => {
+                return Err(
+                    Error::user(format!("`--device {other}` is not a device")).help("pass auto, cpu, cuda or cuda:N")
+                );
+            }
+        }
+        match self.dtype {
+            Dtype::Auto | Dtype::F32 => Ok(()),
+            Dtype::F16 | Dtype::Bf16 => {
+                let name = if self.dtype == Dtype::F16 { "f16" } else { "bf16" };
+                Err(Error::user(format!(
+                    "`--dtype {name}`: on the CPU weights are widened to f32 once, at load"
+                ))
+                .help("pass `--dtype f32` or leave the flag out"))
+            }
+        }
+    }
+}
+
+/// A switch that says its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Yes
+    On,
+    /// No
+    Off,
+}
+
+impl Switch {
+    fn is_on(self) -> bool {
+        self == Self::On
+    }
+}
+
+/// Policies by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PolicyName {
+    /// Attend to every stored token
+    Dense,
+    /// Attend to the tokens that the query heads vote for (arXiv 2411.02886)
+    TokenSelect,
+    /// Attend to the first tokens and a sliding window (arXiv 2309.17453)
+    StreamingLlm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum VoteName {
+    /// Softmax per head, summed over heads
+    Soft,
+    /// Each head votes for its own top-k
+    Head,
+    /// Sum of raw scores
+    Logit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum HeadMapName {
+    /// h / group: the model's own map
+    Grouped,
+    /// h mod Hkv: what the published code does
+    Modulo,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ScoreScaleName {
+    /// As published
+    None,
+    /// Divide by the square root of the head dimension
+    SqrtD,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ScoreDtypeName {
+    /// Single precision
+    F32,
+    /// bfloat16 scores, probabilities and votes
+    Bf16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PositionsName {
+    /// Contiguous from 0, always inside the trained window
+    Packed,
+    /// As in the text
+    Original,
+}
+
+fn parse_threshold(text: &str) -> std::result::Result<CacheThreshold, String> {
+    if text == "off" {
+        return Ok(CacheThreshold::Off);
+    }
+    text.parse()
+        .map(CacheThreshold::Cosine)
+        .map_err(|_| "pass a cosine such as 0.9, or `off`".to_owned())
+}
+
+fn parse_chunk_query(text: &str) -> std::result::Result<ChunkQuery, String> {
+    match text {
+        "mean" => Ok(ChunkQuery::Mean),
+        "last" => Ok(ChunkQuery::Last),
+        _ => text
+            .strip_prefix("subchunk:")
+            .and_then(|rows| rows.parse().ok())
+            .map(ChunkQuery::Subchunk)
+            .ok_or_else(|| "pass mean, last, or subchunk:S with S rows".to_owned()),
+    }
+}
+
+/// The policy and its knobs. Flags left out take the preset's value.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Selection policy")]
+pub struct PolicyArgs {
+    /// Which cached tokens a query may see
+    #[arg(long, value_enum, default_value = "dense")]
+    pub policy: PolicyName,
+    /// Set the published code's exact behaviour; other flags still override it
+    #[arg(long)]
+    pub paper: bool,
+    /// First tokens always kept [default: 128]
+    #[arg(long, value_name = "TOKENS")]
+    pub n_init: Option<usize>,
+    /// Most recent tokens always kept [default: 512]
+    #[arg(long, value_name = "TOKENS")]
+    pub n_local: Option<usize>,
+    /// Tokens chosen in between [default: 2048]
+    #[arg(long, value_name = "TOKENS")]
+    pub top_k: Option<usize>,
+    /// Prompt tokens per forward pass
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    pub prefill_chunk: usize,
+    /// Reuse a selection in decode at this cosine or above, or off [default: 0.9]
+    #[arg(long, value_name = "COSINE|off", value_parser = parse_threshold, allow_hyphen_values = true)]
+    cache_threshold: Option<CacheThreshold>,
+    /// How head scores become one vote per token [default: soft]
+    #[arg(long, value_enum)]
+    vote: Option<VoteName>,
+    /// Which KV head a query head is scored against [default: grouped]
+    #[arg(long, value_enum)]
+    head_map: Option<HeadMapName>,
+    /// Factor on the scores [default: none]
+    #[arg(long, value_enum)]
+    score_scale: Option<ScoreScaleName>,
+    /// Max-pool kernel over the votes, 0 for none [default: 0]
+    #[arg(long, value_name = "K")]
+    smoothing: Option<usize>,
+    /// Queries of a chunk that select: mean, last, or subchunk:S [default: mean]
+    #[arg(long, value_parser = parse_chunk_query, value_name = "QUERY")]
+    chunk_query: Option<ChunkQuery>,
+    /// The last prompt token selects for itself [default: on]
+    #[arg(long, value_enum)]
+    last_token_alone: Option<Switch>,
+    /// On a cache hit, tokens that left the window since the miss stay visible [default: on]
+    #[arg(long, value_enum)]
+    cache_gap_repair: Option<Switch>,
+    /// Precision of scores and votes [default: f32]
+    #[arg(long, value_enum)]
+    score_dtype: Option<ScoreDtypeName>,
+    /// Keep n-local tokens before the chunk, not including it [default: on]
+    #[arg(long, value_enum)]
+    local_outside_chunk: Option<Switch>,
+    /// Where selected keys are placed [default: packed]
+    #[arg(long, value_enum)]
+    positions: Option<PositionsName>,
+}
+
+impl PolicyArgs {
+    /// The policy that the flags describe.
+    pub fn policy(&self) -> Result<PolicyConfig> {
+        if self.prefill_chunk == 0 {
+            return Err(Error::user("`--prefill-chunk 0` processes nothing").help("pass 1 or more, such as 512"));
+        }
+        let preset = if self.paper {
+            TokenSelectConfig::paper()
+        } else {
+            TokenSelectConfig::default()
+        };
+        let config = TokenSelectConfig {
+            n_init: self.n_init.unwrap_or(preset.n_init),
+            n_local: self.n_local.unwrap_or(preset.n_local),
+            top_k: self.top_k.unwrap_or(preset.top_k),
+            cache_threshold: self.cache_threshold.unwrap_or(preset.cache_threshold),
+            vote: self.vote.map_or(preset.vote, |vote| match vote {
+                VoteName::Soft => Vote::Soft,
+                VoteName::Head => Vote::Head,
+                VoteName::Logit => Vote::Logit,
+            }),
+            head_map: self.head_map.map_or(preset.head_map, |map| match map {
+                HeadMapName::Grouped => HeadMap::Grouped,
+                HeadMapName::Modulo => HeadMap::Modulo,
+            }),
+            score_scale: self.score_scale.map_or(preset.score_scale, |scale| match scale {
+                ScoreScaleName::None => ScoreScale::None,
+                ScoreScaleName::SqrtD => ScoreScale::SqrtD,
+            }),
+            smoothing: self.smoothing.unwrap_or(preset.smoothing),
+            chunk_query: self.chunk_query.unwrap_or(preset.chunk_query),
+            last_token_alone: self.last_token_alone.map_or(preset.last_token_alone, Switch::is_on),
+            cache_gap_repair: self.cache_gap_repair.map_or(preset.cache_gap_repair, Switch::is_on),
+            score_dtype: self.score_dtype.map_or(preset.score_dtype, |dtype| match dtype {
+                ScoreDtypeName::F32 => ScoreDtype::F32,
+                ScoreDtypeName::Bf16 => ScoreDtype::Bf16,
+            }),
+            local_outside_chunk: self
+                .local_outside_chunk
+                .map_or(preset.local_outside_chunk, Switch::is_on),
+            positions: self.positions.map_or(preset.positions, |positions| match positions {
+                PositionsName::Packed => Positions::Packed,
+                PositionsName::Original => Positions::Original,
+            }),
+        };
+        let policy = match self.policy {
+            PolicyName::Dense => PolicyConfig::Dense,
+            PolicyName::TokenSelect => PolicyConfig::TokenSelect(config),
+            PolicyName::StreamingLlm => PolicyConfig::StreamingLlm {
+                n_init: config.n_init,
+                n_local: config.n_local,
+                positions: config.positions,
+            },
+        };
+        policy.validate()?;
+        Ok(policy)
+    }
+
+    /// Refuses a window or sinks that the stated context can never hold. (Presets are larger than many texts; such a
+    /// text is simply attended to whole.)
+    pub fn check_context(&self, max_context: usize) -> Result<()> {
+        for (flag, value) in [("--n-init", self.n_init), ("--n-local", self.n_local)] {
+            if let Some(value) = value.filter(|&value| value > max_context) {
+                return Err(Error::user(format!(
+                    "`{flag} {value}` is more than the context, `--max-context {max_context}`"
+                ))
+                .help(format!("pass a smaller `{flag}` or a larger `--max-context`")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where results go.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Write report.json, samples.jsonl, table.csv and table.md to this directory; resumes a run that was stopped
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Print the report in this form at the end
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+    /// Show the plan (tokens, memory) and stop
+    #[arg(long)]
+    pub dry_run: bool,
+}

@@ -1,0 +1,93 @@
+//! From a model reference to a decoder in memory: files, config, memory plan, weights.
+
+use super::Context;
+use super::arguments::ModelArgs;
+use crate::error::Result;
+use crate::hub::{HubOptions, ModelFiles, Need, resolve};
+use crate::kernels::Backend;
+use crate::kernels::cpu::Cpu;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::config::ModelConfig;
+use crate::model::decoder::{Decoder, SessionLimits};
+use crate::model::memory_plan::{MemoryPlan, available_bytes};
+use crate::model::weights::{ModelWeights, RandomWeights, TensorSource, tensor_specs};
+use crate::selection::PolicyConfig;
+
+/// A model whose files were found and whose config was read; its weights are still on disk.
+pub(super) struct Located {
+    pub files: ModelFiles,
+    pub config: ModelConfig,
+}
+
+/// Finds the files of the model and reads its config. With random weights no weight file is needed.
+pub(super) fn locate(args: &ModelArgs, tokenizer: bool, context: &Context) -> Result<Located> {
+    let reference = args.reference()?;
+    args.check_device()?;
+    let need = match (args.random_weights.is_some(), tokenizer) {
+        (true, true) => Need::ConfigAndTokenizer,
+        (true, false) => Need::ConfigOnly,
+        (false, true) => Need::All,
+        (false, false) => Need::ConfigAndWeights,
+    };
+    let options = HubOptions {
+        revision: args.revision.clone(),
+        offline: args.offline,
+        progress: context.printer.shows_progress(),
+    };
+    let files = resolve(reference, need, &options)?;
+    let config = ModelConfig::load(&files.config)?;
+    Ok(Located { files, config })
+}
+
+/// Where the weights come from, checked against the config; nothing is loaded yet.
+pub(super) fn open_weights(args: &ModelArgs, located: &Located) -> Result<Box<dyn TensorSource>> {
+    if let Some(seed) = args.random_weights {
+        return Ok(Box::new(RandomWeights {
+            seed,
+            standard_deviation: located.config.initializer_range,
+        }));
+    }
+    let checkpoint = Checkpoint::open(&located.files.weights, located.files.weights_index.as_deref())?;
+    checkpoint.check(&located.config)?;
+    Ok(Box::new(checkpoint))
+}
+
+/// The memory plan, refused if it exceeds what may be used.
+pub(super) fn plan_memory(
+    args: &ModelArgs,
+    located: &Located,
+    policy: &PolicyConfig,
+    limits: SessionLimits,
+) -> Result<MemoryPlan> {
+    let plan = MemoryPlan::new(&Cpu, &located.config, policy, limits);
+    if let Some(available) = args.max_memory.or_else(available_bytes) {
+        plan.check(
+            &Cpu,
+            &located.files.reference,
+            &located.config,
+            policy,
+            limits,
+            available,
+        )?;
+    }
+    Ok(plan)
+}
+
+/// Brings the weights into memory, with a progress bar.
+pub(super) fn load(located: &Located, source: &dyn TensorSource, context: &Context) -> Result<Decoder<Cpu>> {
+    let backend = Cpu;
+    let elements: usize = tensor_specs(&located.config).iter().map(|s| s.rows() * s.cols()).sum();
+    let bar = context.printer.progress(elements as u64, "loading weights");
+    let weights = ModelWeights::load(&backend, &located.config, source, &mut |done| bar.advance(done))?;
+    context.printer.detail(&format!(
+        "{:.1} M parameters on the {} backend, {} threads",
+        elements as f64 / 1e6,
+        backend.name(),
+        rayon::current_num_threads()
+    ));
+    Ok(Decoder {
+        config: located.config.clone(),
+        weights,
+        backend,
+    })
+}

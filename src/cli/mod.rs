@@ -1,0 +1,98 @@
+//! The command line: arguments to a validated plan, plan to a run. One file per command.
+
+pub mod arguments;
+mod bench;
+mod doctor;
+mod infer;
+mod loading;
+mod prompts;
+mod tokenize;
+
+use crate::config::expand_arguments;
+use crate::error::{Error, Result};
+use crate::exit::Outcome;
+use crate::interrupt::Interrupt;
+use crate::printer::{Printer, PrinterOptions};
+use arguments::GlobalArgs;
+use clap::{CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
+
+/// Long-context inference with token-level KV cache selection, measured.
+#[derive(Debug, Parser)]
+#[command(name = "tokselect", version, about, max_term_width = 110, propagate_version = true)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 a stated bound failed, 2 wrong input, 3 the machine cannot do it, 70 a \
+                        bug, 130 interrupted with partial results kept."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: GlobalArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Continue a prompt, dense or with a selection policy
+    #[command(visible_alias = "select-infer")]
+    Infer(Box<infer::InferArgs>),
+    /// Measure speed and memory on this machine
+    Bench(Box<bench::BenchArgs>),
+    /// Print the token ids of a text as JSON
+    Tokenize(tokenize::TokenizeArgs),
+    /// Show what this machine offers: device, threads, memory, cache folders, libraries
+    Doctor(doctor::DoctorArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What every command gets.
+pub(crate) struct Context {
+    pub printer: Printer,
+    pub interrupt: Interrupt,
+    /// Arguments as typed, for the report.
+    pub command_line: Vec<String>,
+}
+
+/// Parses `arguments` (program name first) and runs the command.
+pub fn main(arguments: Vec<OsString>) -> Result<Outcome> {
+    let command_line = arguments.iter().map(|a| a.to_string_lossy().into_owned()).collect();
+    let arguments = expand_arguments(arguments, &Cli::command())?;
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return Printer::new(PrinterOptions::default()).clap(&error),
+    };
+    let options = cli.global.printer_options();
+    if let Some(threads) = cli.global.threads {
+        if threads == 0 {
+            return Err(Error::user("`--threads 0` runs nothing").help("pass 1 or more, or leave the flag out"));
+        }
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()
+            .map_err(|e| Error::environment(format!("cannot start {threads} threads: {e}")))?;
+    }
+    let notices = Printer::new(options);
+    let interrupt = Interrupt::install_with(move || {
+        notices.warning("stopping; what is done is kept. Press Ctrl-C again to stop at once");
+    })?;
+    let context = Context {
+        printer: Printer::new(options),
+        interrupt,
+        command_line,
+    };
+    match cli.command {
+        Command::Infer(args) => infer::run(&args, &context),
+        Command::Bench(args) => bench::run(&args, &context),
+        Command::Tokenize(args) => tokenize::run(&args, &context),
+        Command::Doctor(args) => doctor::run(&args, &context),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tokselect", &mut script);
+            context.printer.write_result(&String::from_utf8_lossy(&script))
+        }
+    }
+}
