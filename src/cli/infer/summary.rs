@@ -151,7 +151,7 @@ fn selection_table(samples: &[Sample], finished: &Finished) -> Option<Table> {
             .iter()
             .filter_map(|s| layers_of(s).get(layer).cloned())
             .collect();
-        let total = |key: &str| rows.iter().filter_map(|r| r[key].as_u64()).sum::<u64>() as f64;
+        let total = |key: &str| rows.iter().filter_map(|r| r[key].as_u64()).sum::<u64>();
         let cosine = |key: &str| {
             let weighted: Vec<(f64, f64)> = rows
                 .iter()
@@ -164,7 +164,7 @@ fn selection_table(samples: &[Sample], finished: &Finished) -> Option<Table> {
         let cell = |value: Option<f64>, reason: &str| value.map_or_else(|| Cell::missing(reason), Cell::from);
         let not_diagnosed = "not measured; pass --diagnose";
         let row = vec![
-            (layer as f64).into(),
+            layer.into(),
             total("cache_hits").into(),
             total("cache_misses").into(),
             cell(cosine("cosine_to_previous"), "fewer than two decode steps that select"),
