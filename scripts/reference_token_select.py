@@ -12,7 +12,7 @@ Where the rules leave room, this file does the following:
 * score dtype bf16: q and k are rounded to bf16, the product is summed (and scaled) in f32 and rounded once; the softmax is
   computed in f32 from the rounded scores and rounded; the vote is one f32 sum over all heads and subchunks, rounded once.
   The selection cache compares the f32 queries in either case.
-* streaming-llm: window max(n_local, C), by rule 3; `local_outside_chunk` does not apply. The chunk schedule is the same.
+* streaming-llm: window max(n_local, C), by rule 3; `local_outside_chunk` and `last_token_alone` do not apply.
 * with `--cache-threshold off` there is no cache, so `cache` is null as in dense steps.
 * `selected` is what TopK chose (ascending), without sinks, window and gap tokens; on a hit it is the reused set.
 """
@@ -383,10 +383,10 @@ class Session:
             self.prefill_chunks.append({**record, "chunk": len(ids)})
         return logits
 
-    def window(self, c: int, decoding: bool) -> int:
-        """Rule 7. Streaming follows rule 3: the last n_local tokens, chunk included."""
+    def window(self, c: int) -> int:
+        """Rule 7 (a decode step is a chunk of one). Streaming follows rule 3: the last n_local tokens, chunk included."""
         kn = self.knobs
-        if kn.policy == "token-select" and kn.local_outside_chunk and not decoding:
+        if kn.policy == "token-select" and kn.local_outside_chunk:
             return kn.n_local + c
         return max(kn.n_local, c)
 
@@ -395,10 +395,14 @@ class Session:
         kn, state = self.knobs, self.layers[layer]
         decoding = stage[0] == "decode"
         n, c = state.keys.shape[0], q.shape[0]
-        w = self.window(c, decoding)
-        budget = kn.n_init + w + (kn.top_k if kn.policy == "token-select" else 0)
-        if kn.policy == "dense" or n <= budget:  # rule 4
+        if kn.policy == "token-select":
+            budget = kn.n_init + kn.top_k + kn.n_local  # rule 4
+        else:
+            budget = kn.n_init + self.window(c)
+        if kn.policy == "dense" or n <= budget:
             return list(range(n)), None, None
+        # A chunk's window may reach into the sinks; then nothing is left to choose.
+        w = min(self.window(c), n - kn.n_init)
         sinks, local = list(range(kn.n_init)), list(range(n - w, n))
         if kn.policy == "streaming-llm":  # rule 3
             return sinks + local, None, None
@@ -430,7 +434,7 @@ class Session:
 
 def chunks(prompt: list[int], knobs: Knobs) -> list[list[int]]:
     """Prefill chunks; with last_token_alone the last prompt token is one of its own."""
-    alone = knobs.last_token_alone and len(prompt) > 1
+    alone = knobs.policy == "token-select" and knobs.last_token_alone and len(prompt) > 1
     head = prompt[:-1] if alone else prompt
     size = knobs.prefill_chunk or len(head)
     return [head[i : i + size] for i in range(0, len(head), size)] + ([prompt[-1:]] if alone else [])

@@ -313,3 +313,51 @@ fn bf16_rounding_is_to_nearest_even() {
     }
     assert!(round_bf16(f32::NAN).is_nan());
 }
+
+#[test]
+fn equal_keys_get_equal_votes_wherever_they_lie() {
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let shape = AttentionShape {
+        query_heads: 6,
+        kv_heads: 2,
+        head_dim: 16,
+    };
+    let n = 1500;
+    let mut c = cache(&mut rng, n, &shape);
+    // Tokens 3, 700 and 1499 (three score blocks, three pages) are the same token.
+    for page in [&mut c.keys] {
+        for kv in 0..shape.kv_heads {
+            let at = |slot: usize| {
+                (
+                    slot / PAGE_TOKENS,
+                    (kv * PAGE_TOKENS + slot % PAGE_TOKENS) * shape.head_dim,
+                )
+            };
+            let (from, start) = at(c.table.slot(3));
+            let key = page[from][start..start + shape.head_dim].to_vec();
+            for token in [700, 1499] {
+                let (to, start) = at(c.table.slot(token));
+                page[to][start..start + shape.head_dim].copy_from_slice(&key);
+            }
+        }
+    }
+    let queries = random(&mut rng, shape.query_width());
+    for dtype in [ScoreDtype::F32, ScoreDtype::Bf16] {
+        let mut scores = Scores::default();
+        let args = ScoreArgs {
+            shape,
+            queries: &queries,
+            query_count: 1,
+            keys: c.keys(),
+            candidates: 0..n,
+            head_map: HeadMap::Grouped,
+            scale: 1.0,
+            dtype,
+        };
+        Cpu.score(&args, &mut scores);
+        let mut votes = Vec::new();
+        Cpu.soft_vote(&mut scores, dtype, &mut votes);
+        assert_eq!(votes[3].to_bits(), votes[700].to_bits());
+        assert_eq!(votes[3].to_bits(), votes[1499].to_bits());
+    }
+}

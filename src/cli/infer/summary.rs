@@ -210,11 +210,7 @@ pub(super) fn print_plan(plan: &Plan, format: Option<Format>, context: &Context)
         ("selection scratch", plan.memory.selection_scratch_bytes),
         ("total", plan.memory.total_bytes()),
     ] {
-        table.push(vec![
-            part.into(),
-            (bytes as f64).into(),
-            human_bytes(bytes).as_str().into(),
-        ])?;
+        table.push(vec![part.into(), bytes.into(), human_bytes(bytes).as_str().into()])?;
     }
     context.printer.status(
         "Planned",

@@ -134,8 +134,19 @@ pub(super) fn score(args: &ScoreArgs<'_, super::Cpu>, scores: &mut Scores) {
         });
 }
 
-/// Softmax over candidates per row, summed over rows. Every block is exponentiated against its own maximum; the second
-/// pass brings the blocks to the common one while it adds the rows up.
+/// Folds one value per row and block into one per row.
+fn over_blocks(blocks: &[Vec<f32>], rows: usize, start: f32, fold: impl Fn(f32, f32) -> f32) -> Vec<f32> {
+    let mut total = vec![start; rows];
+    for block in blocks {
+        for (t, &value) in total.iter_mut().zip(block) {
+            *t = fold(*t, value);
+        }
+    }
+    total
+}
+
+/// Softmax over candidates per row, summed over rows. Every block is exponentiated against the row's common maximum, not
+/// its own: equal scores must give equal votes wherever they lie, or ties would not go to the lower position.
 pub(super) fn soft_vote(scores: &mut Scores, dtype: ScoreDtype, votes: &mut Vec<f32>) {
     votes.clear();
     votes.resize(scores.len, 0.0);
@@ -144,47 +155,35 @@ pub(super) fn soft_vote(scores: &mut Scores, dtype: ScoreDtype, votes: &mut Vec<
     }
     let arch = Arch::new();
     let (rows, len) = (scores.rows, scores.len);
-    let partial: Vec<Vec<(f32, f32)>> = scores
+    let block_len = |block: usize| SCORE_BLOCK.min(len - block * SCORE_BLOCK);
+    let maxima: Vec<Vec<f32>> = scores
+        .data
+        .par_chunks(rows * SCORE_BLOCK)
+        .enumerate()
+        .map(|(block, data)| {
+            let n = block_len(block);
+            arch.dispatch(|| data.chunks_exact(SCORE_BLOCK).map(|row| math::max(&row[..n])).collect())
+        })
+        .collect();
+    let max = over_blocks(&maxima, rows, f32::NEG_INFINITY, f32::max);
+    let sums: Vec<Vec<f32>> = scores
         .data
         .par_chunks_mut(rows * SCORE_BLOCK)
         .enumerate()
         .map(|(block, data)| {
-            let n = SCORE_BLOCK.min(len - block * SCORE_BLOCK);
-            arch.dispatch(|| {
-                data.chunks_exact_mut(SCORE_BLOCK)
-                    .map(|row| {
-                        let max = math::max(&row[..n]);
-                        (max, math::exp_sum(&mut row[..n], max))
-                    })
-                    .collect()
-            })
+            let n = block_len(block);
+            let rows = data.chunks_exact_mut(SCORE_BLOCK).zip(&max);
+            arch.dispatch(|| rows.map(|(row, &max)| math::exp_sum(&mut row[..n], max)).collect())
         })
         .collect();
-    let factors: Vec<Vec<f32>> = {
-        let mut max = vec![f32::NEG_INFINITY; rows];
-        for block in &partial {
-            for (m, &(block_max, _)) in max.iter_mut().zip(block) {
-                *m = m.max(block_max);
-            }
-        }
-        let mut sum = vec![0.0; rows];
-        for block in &partial {
-            for r in 0..rows {
-                sum[r] += block[r].1 * (block[r].0 - max[r]).exp();
-            }
-        }
-        partial
-            .iter()
-            .map(|block| (0..rows).map(|r| (block[r].0 - max[r]).exp() / sum[r]).collect())
-            .collect()
-    };
+    let sum = over_blocks(&sums, rows, 0.0, |total, block| total + block);
     votes
         .par_chunks_mut(SCORE_BLOCK)
         .zip(scores.data.par_chunks(rows * SCORE_BLOCK))
-        .zip(&factors)
-        .for_each(|((votes, data), factors)| {
+        .for_each(|(votes, data)| {
             arch.dispatch(|| {
-                for (row, &factor) in data.chunks_exact(SCORE_BLOCK).zip(factors) {
+                for (row, &sum) in data.chunks_exact(SCORE_BLOCK).zip(&sum) {
+                    let factor = 1.0 / sum;
                     match dtype {
                         ScoreDtype::F32 => votes.iter_mut().zip(row).for_each(|(v, &e)| *v += e * factor),
                         ScoreDtype::Bf16 => votes
