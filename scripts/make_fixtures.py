@@ -101,7 +101,7 @@ def draw(shape, gen):
         for rows, heads in ((c, n_heads), (n, n_kv), (n, n_kv))
     )
     rope = Rope(d, {"rope_theta": 10000.0})
-    w = kn.n_local + c if kn.local_outside_chunk and c > 1 else max(kn.n_local, c)
+    w = kn.n_local + c if kn.local_outside_chunk else max(kn.n_local, c)
     candidates = k[kn.n_init : n - w]
     assert len(candidates) > kn.top_k, shape
     queries = ref.selection_queries(q, rope, kn)
