@@ -48,6 +48,7 @@ fn prefill<B: Backend>(session: &mut Session<'_, B>, ids: &[u32]) -> Vec<f32> {
     session.logits(last)
 }
 
+#[expect(clippy::float_cmp, reason = "the maximum is one of the numbers")]
 fn argmax(logits: &[f32]) -> u32 {
     let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     logits.iter().position(|&l| l == best).expect("some logit") as u32

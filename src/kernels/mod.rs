@@ -4,7 +4,7 @@
 //! per formula, f32, one thread. [`cpu::Cpu`] is the fast CPU form (all cores, SIMD chosen at run time). One test body
 //! (`tests` below) runs both on the same random inputs.
 //!
-//! The three steps of TokenSelect are three separate primitives: [`Backend::score`] (query-key products of the
+//! The three steps of `TokenSelect` are three separate primitives: [`Backend::score`] (query-key products of the
 //! candidates), [`Backend::soft_vote`] with its two rivals and [`Backend::top_k`] (select), and [`Backend::attend`]
 //! (attention over the packed selection, keys rotated on the way).
 //!

@@ -248,7 +248,9 @@ impl Backend for Reference {
             }
         }
         if dtype == ScoreDtype::Bf16 {
-            votes.iter_mut().for_each(|v| *v = round_bf16(*v));
+            for v in votes.iter_mut() {
+                *v = round_bf16(*v);
+            }
         }
     }
 
@@ -302,7 +304,9 @@ impl Backend for Reference {
                     })
                     .collect();
                 let max = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                weights.iter_mut().for_each(|w| *w = (*w - max).exp());
+                for w in &mut weights {
+                    *w = (*w - max).exp();
+                }
                 let sum: f32 = weights.iter().sum();
                 let target = &mut out[(i * shape.query_heads + h) * d..][..d];
                 target.fill(0.0);

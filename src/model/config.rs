@@ -71,6 +71,7 @@ pub enum RopeScaling {
 }
 
 /// A decoder's shape and constants.
+#[expect(clippy::struct_excessive_bools, reason = "config.json states them one by one")]
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct ModelConfig {
     /// Family by `model_type`.
@@ -304,14 +305,6 @@ fn rope(keys: &Keys<'_>, max_positions: usize) -> Result<(f64, RopeScaling)> {
             .help("supported: whole heads (1.0)"));
         }
     }
-    let original = || -> Result<usize> {
-        Ok(match rope.optional_count("original_max_position_embeddings")? {
-            Some(n) => n,
-            None => keys
-                .optional_count("original_max_position_embeddings")?
-                .unwrap_or(max_positions),
-        })
-    };
     let kind = rope
         .text("rope_type")
         .or_else(|| rope.text("type"))
@@ -336,34 +329,7 @@ fn rope(keys: &Keys<'_>, max_positions: usize) -> Result<(f64, RopeScaling)> {
                 original_positions: rope.count("original_max_position_embeddings")?,
             }
         }
-        "yarn" => {
-            let original_positions = original()?;
-            let factor = match rope.optional_number("factor")? {
-                Some(factor) => factor,
-                None => max_positions as f64 / original_positions as f64,
-            };
-            let scale = |mscale: f64| {
-                if factor <= 1.0 {
-                    1.0
-                } else {
-                    0.1 * mscale * factor.ln() + 1.0
-                }
-            };
-            let (mscale, all) = (rope.optional_number("mscale")?, rope.optional_number("mscale_all_dim")?);
-            let attention_factor = match (rope.optional_number("attention_factor")?, mscale, all) {
-                (Some(stated), _, _) => stated,
-                (None, Some(mscale), Some(all)) => scale(mscale) / scale(all),
-                _ => scale(1.0),
-            };
-            RopeScaling::Yarn {
-                factor: factor as f32,
-                beta_fast: rope.optional_number("beta_fast")?.unwrap_or(32.0) as f32,
-                beta_slow: rope.optional_number("beta_slow")?.unwrap_or(1.0) as f32,
-                attention_factor: attention_factor as f32,
-                original_positions,
-                truncate: rope.flag("truncate", true)?,
-            }
-        }
+        "yarn" => yarn(keys, &rope, max_positions)?,
         other => {
             return Err(
                 Error::user(format!("{}: rope_type `{other}` is not supported", rope.place))
@@ -372,6 +338,41 @@ fn rope(keys: &Keys<'_>, max_positions: usize) -> Result<(f64, RopeScaling)> {
         }
     };
     Ok((theta, scaling))
+}
+
+/// Constants of `yarn`; what `rope` leaves out is looked for in the whole config, then in the defaults.
+fn yarn(keys: &Keys<'_>, rope: &Keys<'_>, max_positions: usize) -> Result<RopeScaling> {
+    let original_positions = match rope.optional_count("original_max_position_embeddings")? {
+        Some(n) => n,
+        None => keys
+            .optional_count("original_max_position_embeddings")?
+            .unwrap_or(max_positions),
+    };
+    let factor = match rope.optional_number("factor")? {
+        Some(factor) => factor,
+        None => max_positions as f64 / original_positions as f64,
+    };
+    let scale = |mscale: f64| {
+        if factor <= 1.0 {
+            1.0
+        } else {
+            0.1 * mscale * factor.ln() + 1.0
+        }
+    };
+    let (mscale, all) = (rope.optional_number("mscale")?, rope.optional_number("mscale_all_dim")?);
+    let attention_factor = match (rope.optional_number("attention_factor")?, mscale, all) {
+        (Some(stated), _, _) => stated,
+        (None, Some(mscale), Some(all)) => scale(mscale) / scale(all),
+        _ => scale(1.0),
+    };
+    Ok(RopeScaling::Yarn {
+        factor: factor as f32,
+        beta_fast: rope.optional_number("beta_fast")?.unwrap_or(32.0) as f32,
+        beta_slow: rope.optional_number("beta_slow")?.unwrap_or(1.0) as f32,
+        attention_factor: attention_factor as f32,
+        original_positions,
+        truncate: rope.flag("truncate", true)?,
+    })
 }
 
 fn windows(keys: &Keys<'_>, family: Family, layers: usize) -> Result<Vec<Option<usize>>> {

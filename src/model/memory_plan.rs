@@ -168,7 +168,7 @@ mod tests {
 
     fn config() -> ModelConfig {
         let value = serde_json::json!({"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
-            "num_attention_heads": 14, "num_key_value_heads": 2, "num_hidden_layers": 24, "vocab_size": 151936,
+            "num_attention_heads": 14, "num_key_value_heads": 2, "num_hidden_layers": 24, "vocab_size": 151_936,
             "rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "tie_word_embeddings": true});
         ModelConfig::from_json(&value, "test").expect("valid")
     }

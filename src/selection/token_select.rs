@@ -261,7 +261,9 @@ impl TokenSelect {
         smooth(&mut self.votes, config.smoothing);
         let mut selected = Vec::new();
         backend.top_k(&self.votes, config.top_k, &mut selected);
-        selected.iter_mut().for_each(|t| *t += candidates.start as u32);
+        for t in &mut selected {
+            *t += candidates.start as u32;
+        }
         selected
     }
 }

@@ -13,6 +13,7 @@ use crate::interrupt::Interrupt;
 use crate::kernels::cpu::Cpu;
 use crate::manifest::{FileRecord, Manifest};
 use crate::model::chat_template::{ChatContext, ChatMessage, ChatTemplate, ChatTemplateChoice, ChatTemplateFiles};
+use crate::model::config::ModelConfig;
 use crate::model::decoder::{Session, SessionLimits};
 use crate::model::generate::{Finish, Generation, Observer, Request, generate};
 use crate::model::generation_config::GenerationConfig;
@@ -264,26 +265,7 @@ fn plan(args: &InferArgs, context: &Context) -> Result<Plan> {
         .model
         .max_context
         .unwrap_or(longest + args.generation.max_new_tokens);
-    for prompt in &encoded {
-        if prompt.ids.len() > max_context {
-            return Err(Error::user(format!(
-                "{} has {} tokens, more than `--max-context {max_context}`",
-                prompt.place,
-                prompt.ids.len()
-            ))
-            .help(format!(
-                "pass `--max-context {}` or shorten the prompt",
-                prompt.ids.len()
-            )));
-        }
-        if let Some(id) = prompt.ids.iter().find(|&&id| id as usize >= config.vocab_size) {
-            return Err(Error::user(format!(
-                "{}: token id {id} is outside the model's vocabulary of {} ids",
-                prompt.place, config.vocab_size
-            ))
-            .help("use ids that the model's own tokenizer gives"));
-        }
-    }
+    check_prompts(&encoded, max_context, config)?;
     if let Some(stated) = args.model.max_context {
         args.policy.check_context(stated)?;
     }
@@ -314,6 +296,31 @@ fn plan(args: &InferArgs, context: &Context) -> Result<Plan> {
         memory,
         located,
     })
+}
+
+/// Refuses prompts that the context cannot hold and ids that the model does not know.
+fn check_prompts(prompts: &[Encoded], max_context: usize, config: &ModelConfig) -> Result<()> {
+    for prompt in prompts {
+        if prompt.ids.len() > max_context {
+            return Err(Error::user(format!(
+                "{} has {} tokens, more than `--max-context {max_context}`",
+                prompt.place,
+                prompt.ids.len()
+            ))
+            .help(format!(
+                "pass `--max-context {}` or shorten the prompt",
+                prompt.ids.len()
+            )));
+        }
+        if let Some(id) = prompt.ids.iter().find(|&&id| id as usize >= config.vocab_size) {
+            return Err(Error::user(format!(
+                "{}: token id {id} is outside the model's vocabulary of {} ids",
+                prompt.place, config.vocab_size
+            ))
+            .help("use ids that the model's own tokenizer gives"));
+        }
+    }
+    Ok(())
 }
 
 /// Ids need no tokenizer: a model without one still runs, and its answers are ids.

@@ -7,9 +7,11 @@ use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::kernels::Backend;
 use crate::manifest::Manifest;
+use crate::model::chat_template::ChatTemplate;
 use crate::model::decoder::Session;
 use crate::model::generate::Generation;
 use crate::model::memory_plan::human_bytes;
+use crate::model::tokenizer::Tokenizer;
 use crate::printer::Printer;
 use crate::report::{Aggregate, Cell, Column, Format, Measured, Report, Sample, Table};
 use crate::selection::Phase;
@@ -32,8 +34,8 @@ pub(super) fn effective_config(args: &InferArgs, plan: &Plan) -> Map<String, Val
         "eos_token_ids": plan.eos,
         "stop": args.generation.stop,
         "system": args.prompt.system,
-        "chat_template_sha256": plan.template.as_ref().map(|t| t.hash()),
-        "tokenizer_sha256": plan.tokenizer.as_ref().map(|t| t.hash()),
+        "chat_template_sha256": plan.template.as_ref().map(ChatTemplate::hash),
+        "tokenizer_sha256": plan.tokenizer.as_ref().map(Tokenizer::hash),
         "prompts_sha256": plan.data_sha256,
     });
     match config {
@@ -47,8 +49,8 @@ pub(super) fn fill_manifest(manifest: &mut Manifest, plan: &Plan) {
     let known = |hash: Option<&str>, reason: &str| {
         hash.map_or_else(|| Measured::missing(reason), |hash| Measured::Value(hash.to_owned()))
     };
-    manifest.tokenizer_sha256 = known(plan.tokenizer.as_ref().map(|t| t.hash()), "no tokenizer");
-    manifest.chat_template_sha256 = known(plan.template.as_ref().map(|t| t.hash()), "no chat template");
+    manifest.tokenizer_sha256 = known(plan.tokenizer.as_ref().map(Tokenizer::hash), "no tokenizer");
+    manifest.chat_template_sha256 = known(plan.template.as_ref().map(ChatTemplate::hash), "no chat template");
     manifest.data_sha256 = Measured::Value(plan.data_sha256.clone());
     manifest.seeds.insert("sampling".into(), plan.sampling.seed);
 }

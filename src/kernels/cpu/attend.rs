@@ -236,6 +236,7 @@ impl Task<'_> {
             line[..low].fill(0.0);
             line[high..].fill(0.0);
             state.sum[r] = state.sum[r] * keep + math::exp_sum(&mut line[low..high], max);
+            #[expect(clippy::float_cmp, reason = "exp(0) is exactly 1: the maximum has not moved")]
             if keep != 1.0 {
                 state.out[r * padded..][..padded].iter_mut().for_each(|o| *o *= keep);
             }

@@ -35,7 +35,7 @@ fn for_rows(out: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sy
         arch.dispatch(|| {
             out.chunks_exact_mut(width)
                 .enumerate()
-                .for_each(|(i, row)| body(i, row))
+                .for_each(|(i, row)| body(i, row));
         });
     } else {
         let rows = (SERIAL / width).max(1);
@@ -112,7 +112,7 @@ impl Backend for Cpu {
         let width = weight.len();
         let x = &x[rows.start * width..rows.end * width];
         for_rows(&mut out[..x.len()], width, |i, out| {
-            normalise(&x[i * width..][..width], weight, eps, out)
+            normalise(&x[i * width..][..width], weight, eps, out);
         });
     }
 
@@ -201,7 +201,9 @@ impl Backend for Cpu {
                     out.iter_mut().zip(row).for_each(|(o, x)| *o += x);
                 }
                 let n = (group.len() / width) as f32;
-                out.iter_mut().for_each(|o| *o /= n);
+                for o in out.iter_mut() {
+                    *o /= n;
+                }
             });
         }
     }

@@ -193,7 +193,9 @@ pub(super) fn soft_vote(scores: &mut Scores, dtype: ScoreDtype, votes: &mut Vec<
                     }
                 }
                 if dtype == ScoreDtype::Bf16 {
-                    votes.iter_mut().for_each(|v| *v = round_bf16(*v));
+                    for v in votes.iter_mut() {
+                        *v = round_bf16(*v);
+                    }
                 }
             });
         });
@@ -233,7 +235,9 @@ pub(super) fn logit_vote(scores: &Scores, dtype: ScoreDtype, votes: &mut Vec<f32
                     votes.iter_mut().zip(row).for_each(|(v, &s)| *v += s);
                 }
                 if dtype == ScoreDtype::Bf16 {
-                    votes.iter_mut().for_each(|v| *v = round_bf16(*v));
+                    for v in votes.iter_mut() {
+                        *v = round_bf16(*v);
+                    }
                 }
             });
         });
