@@ -5,7 +5,7 @@
 //! multiplied like a weight panel; in decode the few query rows are the panel and the keys stay as they lie.
 //! Splits have a fixed length, so results do not depend on the number of threads.
 
-use super::gemm::{PANEL, micro_kernel, row_slices};
+use super::gemm::{PANEL, packed_kernel, row_slices, strided_kernel};
 use super::{Cpu, math};
 use crate::kernels::{Attend, AttentionShape, PAGE_TOKENS, TokenList};
 use pulp::{Arch, Simd, WithSimd};
@@ -114,10 +114,9 @@ impl Task<'_> {
 
     /// Weights `[R, stride]` of a tile: products of queries and keys, keys transposed into panels.
     #[inline(always)]
-    fn wide_scores<S: Simd>(&self, simd: S, n: usize, stride: usize, scratch: &mut Scratch) {
+    fn wide_scores<S: Simd>(&self, simd: S, n: usize, stride: usize, queries: &[f32], scratch: &mut Scratch) {
         let d = self.args.shape.head_dim;
         let scale = 1.0 / (d as f32).sqrt();
-        let rows = self.rows();
         for (p, panel) in scratch
             .panels
             .chunks_exact_mut(PANEL * d)
@@ -131,9 +130,9 @@ impl Task<'_> {
                 }
             }
             if S::F32_LANES >= 16 {
-                self.wide_panel::<S, 14>(simd, panel, p, rows, stride, &mut scratch.weights);
+                self.wide_panel::<S, 14>(simd, queries, panel, p, stride, &mut scratch.weights);
             } else {
-                self.wide_panel::<S, 6>(simd, panel, p, rows, stride, &mut scratch.weights);
+                self.wide_panel::<S, 6>(simd, queries, panel, p, stride, &mut scratch.weights);
             }
         }
     }
@@ -142,23 +141,37 @@ impl Task<'_> {
     fn wide_panel<S: Simd, const MR: usize>(
         &self,
         simd: S,
+        queries: &[f32],
         panel: &[f32],
         p: usize,
-        rows: usize,
         stride: usize,
         weights: &mut [f32],
     ) {
-        for first in (0..rows).step_by(MR) {
-            let count = MR.min(rows - first);
-            let a: [&[f32]; MR] = std::array::from_fn(|r| self.query(first + r.min(count - 1)));
+        let d = self.args.shape.head_dim;
+        for (group, queries) in queries.chunks_exact(d * MR).enumerate() {
+            let first = group * MR;
+            let (a, _) = queries.as_chunks::<MR>();
             for offset in (0..PANEL).step_by(2 * S::F32_LANES) {
-                let acc = micro_kernel::<S, MR, 2>(simd, a, panel, PANEL, offset);
-                for (r, acc) in acc.iter().take(count).enumerate() {
+                let acc = packed_kernel::<S, MR, 2>(simd, a, panel, PANEL, offset);
+                for (r, acc) in acc.iter().take(self.rows() - first).enumerate() {
                     let line = &mut weights[(first + r) * stride + p * PANEL + offset..][..2 * S::F32_LANES];
                     S::as_mut_simd_f32s(line).0.copy_from_slice(acc);
                 }
             }
         }
+    }
+
+    /// Query rows interleaved by `group`: `[ceil(R / group), D, group]`.
+    fn wide_queries(&self, group: usize) -> Vec<f32> {
+        let d = self.args.shape.head_dim;
+        let mut out = vec![0.0; self.rows().div_ceil(group) * group * d];
+        for r in 0..self.rows() {
+            let lines = &mut out[r / group * group * d..][..group * d];
+            for (line, &q) in lines.chunks_exact_mut(group).zip(self.query(r)) {
+                line[r % group] = q;
+            }
+        }
+        out
     }
 
     /// The same for few query rows: `queries` is their panel `[groups of 16][D][16]`, already scaled.
@@ -178,7 +191,7 @@ impl Task<'_> {
             for key in (0..n).step_by(KEYS) {
                 let count = KEYS.min(n - key);
                 let a = row_slices::<KEYS>(&scratch.keys, d, key, count, d);
-                let acc = micro_kernel::<S, KEYS, NV>(simd, a, panel, LANES, 0);
+                let acc = strided_kernel::<S, KEYS, NV>(simd, a, panel, LANES, 0);
                 let mut tile = [[0.0; LANES]; KEYS];
                 for (line, acc) in tile.iter_mut().zip(&acc) {
                     S::as_mut_simd_f32s(line).0.copy_from_slice(acc);
@@ -262,11 +275,11 @@ impl Task<'_> {
         let mut column = 0;
         while column < padded {
             if padded - column >= 2 * S::F32_LANES {
-                let acc = micro_kernel::<S, MR, 2>(simd, a, values, padded, column);
+                let acc = strided_kernel::<S, MR, 2>(simd, a, values, padded, column);
                 add::<S, MR, 2>(simd, &acc, &mut out[first * padded + column..], padded, count);
                 column += 2 * S::F32_LANES;
             } else {
-                let acc = micro_kernel::<S, MR, 1>(simd, a, values, padded, column);
+                let acc = strided_kernel::<S, MR, 1>(simd, a, values, padded, column);
                 add::<S, MR, 1>(simd, &acc, &mut out[first * padded + column..], padded, count);
                 column += S::F32_LANES;
             }
@@ -311,7 +324,11 @@ impl WithSimd for Task<'_> {
             values: vec![0.0; tile_len * padded],
             weights: vec![0.0; rows * stride],
         };
-        let queries = if self.narrow { self.narrow_queries() } else { Vec::new() };
+        let queries = match (self.narrow, S::F32_LANES >= 16) {
+            (true, _) => self.narrow_queries(),
+            (false, true) => self.wide_queries(14),
+            (false, false) => self.wide_queries(6),
+        };
         let visible: Vec<Range<usize>> = (0..self.count).map(|i| self.args.visible(self.first + i)).collect();
         let (Some(head), Some(tail)) = (visible.first(), visible.last()) else {
             return state;
@@ -324,7 +341,7 @@ impl WithSimd for Task<'_> {
             let n = tile.len();
             self.gather_keys(tile.clone(), &mut scratch.keys);
             if !self.narrow {
-                self.wide_scores(simd, n, stride, &mut scratch);
+                self.wide_scores(simd, n, stride, &queries, &mut scratch);
             } else if S::F32_LANES == 16 {
                 self.narrow_scores::<S, 1>(simd, n, stride, &queries, &mut scratch);
             } else if S::F32_LANES == 8 {

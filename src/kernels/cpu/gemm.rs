@@ -8,11 +8,16 @@ use super::threads;
 use crate::kernels::RowSource;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+use std::cell::RefCell;
 
 /// Outputs per panel: two AVX-512 registers.
 pub const PANEL: usize = 32;
 /// Rows of the widest micro kernel: with two registers of outputs each, 28 accumulators of the 32 AVX-512 registers.
 const TALL: usize = 14;
+/// The same for 16 registers (AVX2): 12 accumulators.
+const LOW: usize = 6;
+/// Rows that one task takes at most: a prefill chunk of 512 is two tasks, which read the weights once each.
+const BLOCK_ROWS: usize = 19 * TALL;
 /// Inputs per pass over the accumulators; a panel slice of 512 inputs is 64 KiB, read from L2 while the rows stay in L1.
 const DEPTH: usize = 512;
 
@@ -28,12 +33,16 @@ impl Packed {
     pub fn new(rows: usize, cols: usize, source: &RowSource<'_>) -> Self {
         let mut data = vec![0.0; rows.div_ceil(PANEL) * PANEL * cols];
         data.par_chunks_mut(PANEL * cols).enumerate().for_each_init(
-            || vec![0.0; cols],
-            |row, (p, panel)| {
-                for lane in 0..PANEL.min(rows - p * PANEL) {
+            || vec![0.0; PANEL * cols],
+            |lanes, (p, panel)| {
+                let present = PANEL.min(rows - p * PANEL);
+                for (lane, row) in lanes.chunks_exact_mut(cols).take(present).enumerate() {
                     source(p * PANEL + lane, row);
-                    for (k, &value) in row.iter().enumerate() {
-                        panel[k * PANEL + lane] = value;
+                }
+                // Written in order, read in 32 streams: the other way round every store would touch another line.
+                for (k, line) in panel.chunks_exact_mut(PANEL).enumerate() {
+                    for (lane, value) in line[..present].iter_mut().enumerate() {
+                        *value = lanes[lane * cols + k];
                     }
                 }
             },
@@ -64,26 +73,54 @@ impl Packed {
     }
 }
 
-/// `MR` rows times `NV` registers of columns: `acc[r][v] = sum_k a[r][k] * b[k * ldb + offset + v * lanes ..]`.
+/// `MR` rows times `NV` registers of columns, rows interleaved:
+/// `acc[r][v] = sum_k a[k][r] * b[k * ldb + offset + v * lanes ..]`.
 #[inline(always)]
-pub fn micro_kernel<S: Simd, const MR: usize, const NV: usize>(
+pub fn packed_kernel<S: Simd, const MR: usize, const NV: usize>(
     simd: S,
-    a: [&[f32]; MR],
+    a: &[[f32; MR]],
+    b: &[f32],
+    ldb: usize,
+    offset: usize,
+) -> [[S::f32s; NV]; MR] {
+    let mut acc = [[simd.splat_f32s(0.0); NV]; MR];
+    for (a, line) in a.iter().zip(b.chunks_exact(ldb)) {
+        let (line, _) = S::as_simd_f32s(&line[offset..offset + NV * S::F32_LANES]);
+        let mut b = [simd.splat_f32s(0.0); NV];
+        b.copy_from_slice(&line[..NV]);
+        for r in 0..MR {
+            let x = simd.splat_f32s(a[r]);
+            for v in 0..NV {
+                acc[r][v] = simd.mul_add_f32s(x, b[v], acc[r][v]);
+            }
+        }
+    }
+    acc
+}
+
+/// [`packed_kernel`] with rows where they lie: `acc[r][v] = sum_k a[r][k] * b[..]`.
+#[inline(always)]
+pub fn strided_kernel<S: Simd, const MR: usize, const NV: usize>(
+    simd: S,
+    mut a: [&[f32]; MR],
     b: &[f32],
     ldb: usize,
     offset: usize,
 ) -> [[S::f32s; NV]; MR] {
     let depth = a[0].len();
-    // One length for all slices lets the compiler drop every bounds check of the loop.
-    let a = a.map(|row| &row[..depth]);
+    // One length for all slices, known to bound k, lets the compiler drop every bounds check of the loop.
+    for row in &mut a {
+        *row = &row[..depth];
+    }
     let mut acc = [[simd.splat_f32s(0.0); NV]; MR];
-    for (k, line) in b.chunks_exact(ldb).take(depth).enumerate() {
+    for (k, line) in (0..depth).zip(b.chunks_exact(ldb)) {
         let (line, _) = S::as_simd_f32s(&line[offset..offset + NV * S::F32_LANES]);
-        let line: [S::f32s; NV] = std::array::from_fn(|v| line[v]);
+        let mut b = [simd.splat_f32s(0.0); NV];
+        b.copy_from_slice(&line[..NV]);
         for r in 0..MR {
             let x = simd.splat_f32s(a[r][k]);
             for v in 0..NV {
-                acc[r][v] = simd.mul_add_f32s(x, line[v], acc[r][v]);
+                acc[r][v] = simd.mul_add_f32s(x, b[v], acc[r][v]);
             }
         }
     }
@@ -93,13 +130,63 @@ pub fn micro_kernel<S: Simd, const MR: usize, const NV: usize>(
 /// Up to `MR` rows starting at `first`; missing rows repeat the last one and their results are not used.
 #[inline(always)]
 pub fn row_slices<const MR: usize>(x: &[f32], stride: usize, first: usize, rows: usize, depth: usize) -> [&[f32]; MR] {
-    std::array::from_fn(|r| &x[(first + r.min(rows - 1)) * stride..][..depth])
+    let mut slices = [&x[..0]; MR];
+    for (r, slice) in slices.iter_mut().enumerate() {
+        *slice = &x[(first + r.min(rows - 1)) * stride..][..depth];
+    }
+    slices
 }
 
-/// One block of outputs: every row of `out` (a column range of the result) for rows of `x`.
+/// Interleaves groups of `group` rows: `[rows, cols]` to `[ceil(rows / group), cols, group]`. Missing rows are zero.
+pub fn interleave(x: &[f32], cols: usize, group: usize, out: &mut Vec<f32>) {
+    let rows = x.len() / cols;
+    out.resize(rows.div_ceil(group) * group * cols, 0.0);
+    out.par_chunks_mut(group * cols)
+        .zip(x.par_chunks(group * cols))
+        .for_each(|(out, x)| {
+            let present = x.len() / cols;
+            for (r, row) in x.chunks_exact(cols).enumerate() {
+                for (lines, &value) in out.chunks_exact_mut(group).zip(row) {
+                    lines[r] = value;
+                }
+            }
+            for lines in out.chunks_exact_mut(group) {
+                lines[present..].fill(0.0);
+            }
+        });
+}
+
+thread_local! {
+    /// Interleaved rows of the product in progress; kept, because a fresh one of this size costs page faults.
+    static INTERLEAVED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// How many lanes the dispatched instruction set has.
+struct Lanes;
+
+impl WithSimd for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        S::F32_LANES
+    }
+}
+
+/// Rows that one micro kernel takes, for a product of `rows` rows on `lanes` lanes.
+fn kernel_rows(rows: usize, lanes: usize) -> usize {
+    match rows {
+        0..=1 => 1,
+        2..=4 => 4,
+        _ if lanes >= 16 => TALL,
+        _ => LOW,
+    }
+}
+
+/// One block of outputs: every row of `out` is a column range of the result.
 struct Block<'a, 'b> {
+    /// Interleaved rows `[groups, cols, MR]`; a single row is as it is.
     x: &'a [f32],
-    stride: usize,
     w: &'a Packed,
     first_panel: usize,
     bias: Option<&'a [f32]>,
@@ -120,16 +207,16 @@ impl Block<'_, '_> {
     ) {
         let width = NV * S::F32_LANES;
         let rows = MR.min(self.out.len() - first_row);
-        for (row, acc) in self.out[first_row..first_row + rows].iter_mut().zip(acc) {
-            let valid = width.min(row.len().saturating_sub(column));
-            let target = &mut row[column.min(column + valid)..column + valid];
-            let fresh = first_pass && !self.accumulate;
+        let fresh = first_pass && !self.accumulate;
+        for (row, acc) in self.out[first_row..first_row + rows].iter_mut().zip(&acc) {
+            let target = &mut row[column..];
+            let valid = width.min(target.len());
             let bias = self
                 .bias
                 .filter(|_| first_pass)
                 .map(|b| &b[self.first_panel * PANEL + column..][..valid]);
             if valid == width {
-                let (target, _) = S::as_mut_simd_f32s(target);
+                let (target, _) = S::as_mut_simd_f32s(&mut target[..width]);
                 for v in 0..NV {
                     let mut value = acc[v];
                     if let Some(bias) = bias {
@@ -139,7 +226,7 @@ impl Block<'_, '_> {
                 }
             } else {
                 let mut lanes = [0.0; PANEL];
-                S::as_mut_simd_f32s(&mut lanes).0[..NV].copy_from_slice(&acc);
+                S::as_mut_simd_f32s(&mut lanes).0[..NV].copy_from_slice(acc);
                 for (j, t) in target.iter_mut().enumerate() {
                     let value = lanes[j] + bias.map_or(0.0, |b| b[j]);
                     *t = if fresh { value } else { *t + value };
@@ -148,19 +235,26 @@ impl Block<'_, '_> {
         }
     }
 
+    /// Offsets of the kernel calls inside panel `p`: those that begin left of the last valid column.
     #[inline(always)]
-    fn run<S: Simd, const MR: usize, const NV: usize>(&mut self, simd: S) {
+    fn offsets(&self, p: usize, width: usize) -> impl Iterator<Item = usize> + use<> {
+        let columns = self.out.first().map_or(0, |row| row.len());
+        (0..PANEL.min(columns - p * PANEL)).step_by(width)
+    }
+
+    #[inline(always)]
+    fn run<S: Simd, const MR: usize>(&mut self, simd: S) {
         let columns = self.out.first().map_or(0, |row| row.len());
         let cols = self.w.cols;
         for k0 in (0..cols).step_by(DEPTH) {
             let depth = DEPTH.min(cols - k0);
             for p in 0..columns.div_ceil(PANEL) {
                 let panel = &self.w.panel(self.first_panel + p)[k0 * PANEL..][..depth * PANEL];
-                for first_row in (0..self.out.len()).step_by(MR) {
-                    let a = row_slices::<MR>(&self.x[k0..], self.stride, first_row, self.out.len() - first_row, depth);
-                    for offset in (0..PANEL).step_by(NV * S::F32_LANES) {
-                        let acc = micro_kernel::<S, MR, NV>(simd, a, panel, PANEL, offset);
-                        self.store(simd, acc, first_row, p * PANEL + offset, k0 == 0);
+                for (group, x) in self.x.chunks_exact(cols * MR).enumerate() {
+                    let (a, _) = x[k0 * MR..(k0 + depth) * MR].as_chunks::<MR>();
+                    for offset in self.offsets(p, 2 * S::F32_LANES) {
+                        let acc = packed_kernel::<S, MR, 2>(simd, a, panel, PANEL, offset);
+                        self.store(simd, acc, group * MR, p * PANEL + offset, k0 == 0);
                     }
                 }
             }
@@ -175,7 +269,7 @@ impl Block<'_, '_> {
         let columns = self.out[0].len();
         for p in 0..columns.div_ceil(PANEL) {
             let panel = self.w.panel(self.first_panel + p);
-            for offset in (0..PANEL).step_by(NV * S::F32_LANES) {
+            for offset in self.offsets(p, NV * S::F32_LANES) {
                 let mut acc = [[simd.splat_f32s(0.0); NV]; CHAINS];
                 let (xs, x_tail) = self.x.as_chunks::<CHAINS>();
                 let (lines, tail) = panel.as_chunks::<PANEL>().0.split_at(xs.len() * CHAINS);
@@ -193,26 +287,31 @@ impl Block<'_, '_> {
                         acc[0][v] = simd.mul_add_f32s(simd.splat_f32s(*x), line[v], acc[0][v]);
                     }
                 }
-                let sum: [S::f32s; NV] = std::array::from_fn(|v| {
-                    simd.add_f32s(simd.add_f32s(acc[0][v], acc[1][v]), simd.add_f32s(acc[2][v], acc[3][v]))
-                });
+                let mut sum = [simd.splat_f32s(0.0); NV];
+                for v in 0..NV {
+                    let (left, right) = (simd.add_f32s(acc[0][v], acc[1][v]), simd.add_f32s(acc[2][v], acc[3][v]));
+                    sum[v] = simd.add_f32s(left, right);
+                }
                 self.store::<S, 1, NV>(simd, [sum], 0, p * PANEL + offset, true);
             }
         }
     }
 }
 
-impl WithSimd for Block<'_, '_> {
+/// A block with the number of rows per kernel; chosen before the rows are interleaved.
+struct Sized<'a, 'b>(Block<'a, 'b>, usize);
+
+impl WithSimd for Sized<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        match self.out.len() {
-            0 => {}
-            1 => self.run_single::<S, 2>(simd),
-            2..=4 => self.run::<S, 4, 2>(simd),
-            _ if S::F32_LANES >= 16 => self.run::<S, TALL, 2>(simd),
-            _ => self.run::<S, 6, 2>(simd),
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self(mut block, kernel_rows) = self;
+        match kernel_rows {
+            1 => block.run_single::<S, 2>(simd),
+            4 => block.run::<S, 4>(simd),
+            TALL => block.run::<S, TALL>(simd),
+            _ => block.run::<S, LOW>(simd),
         }
     }
 }
@@ -220,49 +319,45 @@ impl WithSimd for Block<'_, '_> {
 /// `out = x w^T + bias` (or `out += ..`): x `[rows, in]`, out `[rows, out]`.
 pub fn linear(x: &[f32], rows: usize, w: &Packed, bias: Option<&[f32]>, accumulate: bool, out: &mut [f32]) {
     let arch = Arch::new();
-    let padded;
-    let (mut x, mut stride) = (&x[..rows * w.cols], w.cols);
-    if rows >= TALL && (stride * 4).is_multiple_of(4096) {
-        // Rows a multiple of 4 KiB apart fall into one set of the L1 cache; shift them.
-        stride += 16;
-        let mut copy = vec![0.0; rows * stride];
-        for (to, from) in copy.chunks_exact_mut(stride).zip(x.chunks_exact(w.cols)) {
-            to[..w.cols].copy_from_slice(from);
-        }
-        padded = copy;
-        x = &padded;
-    }
-    // Blocks of about 250 rows re-read the weights rarely; the columns are cut until every thread has several blocks.
-    let row_blocks = rows.div_ceil(18 * TALL);
-    let block_rows = if rows <= TALL {
-        rows
-    } else {
-        rows.div_ceil(row_blocks).next_multiple_of(TALL)
-    };
+    let x = &x[..rows * w.cols];
+    let kernel_rows = kernel_rows(rows, arch.dispatch(Lanes));
+    // Few row blocks re-read the weights rarely; the columns are cut until every thread has several blocks.
+    let row_blocks = rows.div_ceil(BLOCK_ROWS);
+    let block_rows = rows.div_ceil(row_blocks).next_multiple_of(kernel_rows);
     let panels = w.rows.div_ceil(PANEL);
     let column_blocks = (threads() * 4).div_ceil(row_blocks).min(panels);
     let block_panels = panels.div_ceil(column_blocks);
+    let per_row_block = panels.div_ceil(block_panels);
     let mut tiles: Vec<Vec<&mut [f32]>> = Vec::new();
     for block in out[..rows * w.rows].chunks_mut(block_rows * w.rows) {
         let first = tiles.len();
-        tiles.resize_with(first + panels.div_ceil(block_panels), Vec::new);
+        tiles.resize_with(first + per_row_block, Vec::new);
         for row in block.chunks_exact_mut(w.rows) {
             for (tile, segment) in tiles[first..].iter_mut().zip(row.chunks_mut(block_panels * PANEL)) {
                 tile.push(segment);
             }
         }
     }
-    let per_row_block = panels.div_ceil(block_panels);
-    tiles.par_iter_mut().enumerate().for_each(|(t, tile)| {
+    // Taken out while in use: a nested product on this thread would find an empty one, not a borrowed one.
+    let mut scratch = INTERLEAVED.take();
+    let x = if kernel_rows == 1 {
+        x
+    } else {
+        interleave(x, w.cols, kernel_rows, &mut scratch);
+        scratch.as_slice()
+    };
+    tiles.par_iter_mut().enumerate().for_each(|(t, out)| {
         let first_row = t / per_row_block * block_rows;
-        arch.dispatch(Block {
-            x: &x[first_row * stride..],
-            stride,
+        let rows = out.len().next_multiple_of(kernel_rows);
+        let block = Block {
+            x: &x[first_row * w.cols..][..rows * w.cols],
             w,
             first_panel: t % per_row_block * block_panels,
             bias,
             accumulate,
-            out: tile,
-        });
+            out,
+        };
+        arch.dispatch(Sized(block, kernel_rows));
     });
+    INTERLEAVED.set(scratch);
 }

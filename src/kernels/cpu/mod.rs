@@ -31,21 +31,25 @@ const SERIAL: usize = 1 << 14;
 /// Runs `body(row index, row of out)` over rows, in parallel where there is enough work.
 fn for_rows(out: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
     let arch = Arch::new();
-    if out.len() <= SERIAL {
+    // One call site of `body`, so that it is inlined into the dispatched closure and compiled for its instructions.
+    let block = |first: usize, out: &mut [f32]| {
         arch.dispatch(|| {
-            out.chunks_exact_mut(width)
-                .enumerate()
-                .for_each(|(i, row)| body(i, row));
+            for (i, row) in out.chunks_exact_mut(width).enumerate() {
+                body(first + i, row);
+            }
         });
+    };
+    let rows = if out.len() <= SERIAL {
+        out.len() / width
     } else {
-        let rows = (SERIAL / width).max(1);
-        out.par_chunks_mut(rows * width).enumerate().for_each(|(block, out)| {
-            arch.dispatch(|| {
-                out.chunks_exact_mut(width)
-                    .enumerate()
-                    .for_each(|(i, row)| body(block * rows + i, row));
-            });
-        });
+        (SERIAL / width).max(1)
+    };
+    if rows * width >= out.len() {
+        block(0, out);
+    } else {
+        out.par_chunks_mut(rows * width)
+            .enumerate()
+            .for_each(|(b, out)| block(b * rows, out));
     }
 }
 
@@ -86,8 +90,8 @@ impl Backend for Cpu {
     }
 
     fn working_bytes(&self, rows: usize, width: usize, shape: &AttentionShape) -> usize {
-        // The padded copy of a product's input, and one attention task per thread.
-        rows * (width + 16) * 4 + threads() * attend::task_bytes(rows, shape)
+        // The interleaved input of a product, and one attention task per thread.
+        rows.next_multiple_of(14) * width * 4 + threads() * attend::task_bytes(rows, shape)
     }
 
     fn embed(&self, table: &Packed, ids: &[u32], out: &mut Vec<f32>) {

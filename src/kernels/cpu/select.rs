@@ -1,6 +1,6 @@
 //! Scores, votes and top-k.
 
-use super::gemm::{micro_kernel, row_slices};
+use super::gemm::{row_slices, strided_kernel};
 use super::math;
 use crate::kernels::{PAGE_TOKENS, SCORE_BLOCK, ScoreArgs, ScoreDtype, Scores, order_key, round_bf16};
 use pulp::{Arch, Simd, WithSimd};
@@ -92,7 +92,7 @@ impl ScoreBlock<'_> {
                 for key in (0..run).step_by(KEYS) {
                     let count = KEYS.min(run - key);
                     let a = row_slices::<KEYS>(keys, d, key, count, d);
-                    let acc = micro_kernel::<S, KEYS, NV>(simd, a, &group.queries, LANES, 0);
+                    let acc = strided_kernel::<S, KEYS, NV>(simd, a, &group.queries, LANES, 0);
                     let mut tile = [[0.0; LANES]; KEYS];
                     for (line, acc) in tile.iter_mut().zip(&acc) {
                         S::as_mut_simd_f32s(line).0.copy_from_slice(acc);
