@@ -42,7 +42,10 @@ impl MemoryPlan {
 
     /// All parts.
     pub fn total_bytes(&self) -> usize {
-        self.weights_bytes + self.kv_cache_bytes + self.prefill_scratch_bytes + self.selection_scratch_bytes
+        // The cache of an absurd context saturates.
+        (self.weights_bytes + self.prefill_scratch_bytes)
+            .saturating_add(self.selection_scratch_bytes)
+            .saturating_add(self.kv_cache_bytes)
     }
 
     /// One line of all parts.

@@ -4,7 +4,7 @@ mod dump;
 mod summary;
 
 use super::Context;
-use super::arguments::{ModelArgs, OutputArgs, PolicyArgs};
+use super::arguments::{ModelArgs, OutputArgs, PolicyArgs, tokens};
 use super::loading::{self, Located};
 use super::prompts::{self, Content, Prompts, token_ids};
 use crate::error::{Error, Result};
@@ -81,7 +81,7 @@ struct PromptArgs {
 #[command(next_help_heading = "Generation")]
 struct GenerationArgs {
     /// Tokens to generate at most
-    #[arg(short = 'n', long, default_value_t = 256, value_name = "TOKENS")]
+    #[arg(short = 'n', long, default_value_t = 256, value_name = "TOKENS", value_parser = tokens())]
     max_new_tokens: usize,
     /// Go on after an end-of-text token
     #[arg(long)]
