@@ -332,15 +332,49 @@ impl PolicyArgs {
         };
         let policy = match self.policy {
             PolicyName::Dense => PolicyConfig::Dense,
-            PolicyName::TokenSelect => PolicyConfig::TokenSelect(config),
+            PolicyName::TokenSelect => PolicyConfig::TokenSelect(config.clone()),
             PolicyName::StreamingLlm => PolicyConfig::StreamingLlm {
                 n_init: config.n_init,
                 n_local: config.n_local,
                 positions: config.positions,
             },
         };
+        // A knob that the policy does not read must still make sense: it is there by mistake or for later.
+        PolicyConfig::TokenSelect(config).validate()?;
         policy.validate()?;
         Ok(policy)
+    }
+
+    /// Flags that are given but that the chosen policy does not read.
+    pub fn unread(&self) -> Vec<&'static str> {
+        let shared = [
+            ("--n-init", self.n_init.is_some()),
+            ("--n-local", self.n_local.is_some()),
+            ("--positions", self.positions.is_some()),
+        ];
+        let selecting = [
+            ("--paper", self.paper),
+            ("--top-k", self.top_k.is_some()),
+            ("--cache-threshold", self.cache_threshold.is_some()),
+            ("--vote", self.vote.is_some()),
+            ("--head-map", self.head_map.is_some()),
+            ("--score-scale", self.score_scale.is_some()),
+            ("--smoothing", self.smoothing.is_some()),
+            ("--chunk-query", self.chunk_query.is_some()),
+            ("--last-token-alone", self.last_token_alone.is_some()),
+            ("--cache-gap-repair", self.cache_gap_repair.is_some()),
+            ("--score-dtype", self.score_dtype.is_some()),
+            ("--local-outside-chunk", self.local_outside_chunk.is_some()),
+        ];
+        let (shared_unread, selecting_unread) = match self.policy {
+            PolicyName::Dense => (true, true),
+            PolicyName::StreamingLlm => (false, true),
+            PolicyName::TokenSelect => (false, false),
+        };
+        let given = |(flag, given): &(&'static str, bool)| given.then_some(*flag);
+        let shared = shared.iter().filter(|_| shared_unread).filter_map(given);
+        let selecting = selecting.iter().filter(|_| selecting_unread).filter_map(given);
+        shared.chain(selecting).collect()
     }
 
     /// Refuses a window or sinks that the stated context can never hold. (Presets are larger than many texts; such a

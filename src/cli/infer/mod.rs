@@ -214,6 +214,13 @@ pub(super) fn run(args: &InferArgs, context: &Context) -> Result<Outcome> {
 fn plan(args: &InferArgs, context: &Context) -> Result<Plan> {
     args.model.reference()?;
     let policy = args.policy.policy()?;
+    let unread = args.policy.unread();
+    if !unread.is_empty() {
+        context.printer.warning(&format!(
+            "the chosen policy does not read {}; `--policy token-select` reads all of them",
+            unread.join(", ")
+        ));
+    }
     let sampling = args.generation.sampling(&context.printer)?;
     StopStrings::new(args.generation.stop.iter().cloned())?;
     let prompts = read_prompts(&args.prompt)?;
