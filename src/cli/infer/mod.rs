@@ -354,18 +354,21 @@ fn read_prompts(args: &PromptArgs) -> Result<Prompts> {
     if let Some(ids) = &args.token_ids {
         return Ok(prompts::single(Content::Ids(token_ids(ids)?), "`--token-ids`"));
     }
+    let missing = |why: &str| {
+        Error::user(format!("no prompt is given{why}"))
+            .help("pass `--prompt TEXT`, `--prompt-file FILE`, `--prompts FILE.jsonl`, or pipe a text in")
+    };
     let path = match &args.prompt_file {
         Some(path) => path.as_path(),
-        None if std::io::stdin().is_terminal() => {
-            return Err(Error::user("no prompt is given")
-                .help("pass `--prompt TEXT`, `--prompt-file FILE`, `--prompts FILE.jsonl`, or pipe a text in"));
-        }
+        None if std::io::stdin().is_terminal() => return Err(missing("")),
         None => Path::new("-"),
     };
-    Ok(prompts::single(
-        Content::Text(prompts::read_text(path)?),
-        &format!("`{}`", path.display()),
-    ))
+    let text = prompts::read_text(path)?;
+    if args.prompt_file.is_none() && text.is_empty() {
+        // Under cron and the like stdin is empty without anyone having meant it to be the prompt.
+        return Err(missing(", and standard input is empty"));
+    }
+    Ok(prompts::single(Content::Text(text), &prompts::name(path)))
 }
 
 fn encode(
@@ -375,7 +378,10 @@ fn encode(
     template: Option<&ChatTemplate>,
 ) -> Result<Vec<Encoded>> {
     let tokenizer_or = |place: &str| {
-        tokenizer.ok_or_else(|| Error::user(format!("{place} is text, but the model has no tokenizer.json")))
+        tokenizer.ok_or_else(|| {
+            Error::user(format!("{place} is text, but the model has no tokenizer.json"))
+                .help("put the model's tokenizer.json beside its config.json, or pass ids with `--token-ids`")
+        })
     };
     let mut all = Vec::with_capacity(prompts.all.len());
     for prompt in &prompts.all {
