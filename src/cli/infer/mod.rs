@@ -35,6 +35,8 @@ const TASK: &str = "infer";
 
 /// Arguments of `tokselect infer`.
 #[derive(Debug, Args)]
+// `--top-k -1` is a wrong value, not an unknown flag `-1`.
+#[command(allow_negative_numbers = true)]
 pub struct InferArgs {
     #[command(flatten)]
     model: ModelArgs,
