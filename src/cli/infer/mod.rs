@@ -199,7 +199,7 @@ pub(super) fn run(args: &InferArgs, context: &Context) -> Result<Outcome> {
             context.printer.report(&report, format)?;
         }
     }
-    if finished.interrupted {
+    if finished.interrupted && !finished.closed {
         let kept = match &args.output.output {
             Some(path) => format!("{} finished answers are kept in `{}`", samples.len(), path.display()),
             None => "what was made is printed".to_owned(),
@@ -207,7 +207,7 @@ pub(super) fn run(args: &InferArgs, context: &Context) -> Result<Outcome> {
         let error = Error::interrupted(format!("interrupted; {kept}"));
         return Err(match &args.output.output {
             Some(_) => error.help("run the same command again to go on"),
-            None => error,
+            None => error.help("pass `--output DIR` to keep finished answers and go on later"),
         });
     }
     Ok(Outcome::Done)
@@ -444,8 +444,11 @@ fn encode(
 
 /// What a run leaves for the report.
 struct Finished {
+    /// Some answer is missing.
     interrupted: bool,
-    /// The answer that was cut off by Ctrl-C.
+    /// Because the reader of stdout has gone, which is no failure.
+    closed: bool,
+    /// The answer that was cut off.
     partial: Option<Value>,
     diagnosis: crate::attention::Diagnosis,
 }
@@ -483,6 +486,7 @@ fn execute(args: &InferArgs, plan: &Plan, sink: &mut dyn SampleSink, context: &C
     let printer = &context.printer;
     let mut finished = Finished {
         interrupted: false,
+        closed: false,
         partial: None,
         diagnosis: crate::attention::Diagnosis::default(),
     };
@@ -496,6 +500,13 @@ fn execute(args: &InferArgs, plan: &Plan, sink: &mut dyn SampleSink, context: &C
         ));
     }
     if todo.is_empty() {
+        if let Some(path) = &args.dump_logits {
+            return Err(Error::user(format!(
+                "`--dump-logits {}` writes what a run computes, but the answer is already there",
+                path.display()
+            ))
+            .help("choose another `--output` directory, or leave the flag out"));
+        }
         return Ok(finished);
     }
     let decoder = loading::load(&plan.located, plan.weights.as_ref(), context)?;
@@ -537,7 +548,8 @@ fn execute(args: &InferArgs, plan: &Plan, sink: &mut dyn SampleSink, context: &C
         finished.diagnosis.merge(session.diagnosis());
         let row = summary::sample(prompt, &generation, &session);
         if generation.finish == Finish::Interrupted {
-            finished.interrupted = !closed;
+            finished.interrupted = true;
+            finished.closed = closed;
             finished.partial = Some(row);
             break;
         }
@@ -545,14 +557,16 @@ fn execute(args: &InferArgs, plan: &Plan, sink: &mut dyn SampleSink, context: &C
             dump::write(path, &prompt.ids, &generation)?;
         }
         summary::print_speed(&generation, prompt.ids.len(), printer);
+        // Kept before it is printed: a full or closed stdout loses no answer.
+        sink.append(TASK, &prompt.id, row)?;
         if plan.many && args.output.format.is_none() {
             let line = json!({"id": prompt.id, "text": generation.text, "finish": generation.finish});
             if printer.line(&line.to_string())?.is_closed() {
-                sink.append(TASK, &prompt.id, row)?;
+                finished.closed = true;
+                finished.interrupted = plan.prompts.iter().any(|p| !sink.is_done(TASK, &p.id));
                 break;
             }
         }
-        sink.append(TASK, &prompt.id, row)?;
     }
     Ok(finished)
 }
