@@ -7,6 +7,7 @@
 //! ```
 
 use std::fmt;
+use std::io::ErrorKind;
 
 /// What kind of failure it is; decides the process exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,13 +130,20 @@ impl fmt::Display for Error {
     }
 }
 
-/// Turns an I/O failure at `path` into an [`Error`]: a full disk is the environment's fault, the rest the user's.
+/// Turns an I/O failure at `path` into an [`Error`]: a full disk is the environment's fault, the rest the user's. The
+/// remedy follows from the kind of failure; a caller that knows a better one sets it.
 pub fn io_error(action: &str, path: &std::path::Path, source: &std::io::Error) -> Error {
     let message = format!("cannot {action} `{}`: {source}", path.display());
-    match source.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            Error::environment(message).help("free some space or choose another `--output` directory")
+    let help = match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            return Error::environment(message).help("free some space, or choose another place to write to");
         }
-        _ => Error::user(message),
-    }
+        ErrorKind::NotFound => "check the spelling of the path; the folder of a file must exist",
+        ErrorKind::PermissionDenied => "check who owns the path and what its permissions allow",
+        ErrorKind::IsADirectory => "name a file, not a directory",
+        ErrorKind::NotADirectory => "a part of the path is a file; name a path inside a directory",
+        ErrorKind::ReadOnlyFilesystem => "choose a place that can be written to",
+        _ => "check the path and the disk that it is on",
+    };
+    Error::user(message).help(help)
 }

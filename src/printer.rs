@@ -163,6 +163,10 @@ impl Printer {
     pub fn clap(&self, error: &clap::Error) -> Result<Outcome> {
         let text = error.render();
         let to_stderr = error.use_stderr();
+        if to_stderr && error.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            self.error(&usage_error(&text.to_string()));
+            return Ok(Outcome::UsageShown);
+        }
         let style = if to_stderr {
             self.stderr_style
         } else {
@@ -207,6 +211,25 @@ impl Printer {
             text.to_owned()
         }
     }
+}
+
+/// clap's message in the form of every other error: its tip, or the values it would take, become the remedy.
+fn usage_error(rendered: &str) -> Error {
+    let mut lines = rendered.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    let mut error = Error::user(first.strip_prefix("error: ").unwrap_or(first));
+    let mut help = None;
+    for line in lines.filter(|line| !line.starts_with("For more information")) {
+        let values = line
+            .strip_prefix("[possible values: ")
+            .and_then(|rest| rest.strip_suffix(']'));
+        let remedy = values.map(|values| format!("pass one of {values}"));
+        match remedy.or_else(|| line.strip_prefix("tip: ").map(str::to_owned)) {
+            Some(remedy) if help.is_none() => help = Some(remedy),
+            _ => error = error.note(line),
+        }
+    }
+    error.help(help.unwrap_or_else(|| "`--help` after the command lists its flags".to_owned()))
 }
 
 const RED: &str = "1;31";
@@ -380,6 +403,42 @@ mod tests {
             error.message().starts_with("cannot write to standard output: No space"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_told_like_any_other_error() {
+        let told = |arguments: &[&str]| {
+            let command = clap::Command::new("program")
+                .arg(
+                    clap::Arg::new("policy")
+                        .long("policy")
+                        .value_parser(["dense", "select"]),
+                )
+                .arg(
+                    clap::Arg::new("top-k")
+                        .long("top-k")
+                        .value_parser(clap::value_parser!(u8)),
+                );
+            let arguments = std::iter::once(&"program").chain(arguments);
+            let stderr = Capture::default();
+            let printer = Printer::to(Vec::new(), stderr.clone(), PrinterOptions::default());
+            let error = command.try_get_matches_from(arguments).unwrap_err();
+            assert_eq!(printer.clap(&error).unwrap(), Outcome::UsageShown);
+            stderr.text()
+        };
+        insta::assert_snapshot!(told(&["--policy", "x"]), @r"
+        error: invalid value 'x' for '--policy <policy>'
+        help: pass one of dense, select
+        ");
+        insta::assert_snapshot!(told(&["--topk", "3"]), @r"
+        error: unexpected argument '--topk' found
+          Usage: program [OPTIONS]
+        help: a similar argument exists: '--top-k'
+        ");
+        insta::assert_snapshot!(told(&["--top-k", "x"]), @r"
+        error: invalid value 'x' for '--top-k <top-k>': invalid digit found in string
+        help: `--help` after the command lists its flags
+        ");
     }
 
     #[test]

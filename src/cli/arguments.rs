@@ -6,8 +6,17 @@ use crate::model::memory_plan::parse_bytes;
 use crate::printer::PrinterOptions;
 use crate::report::Format;
 use crate::selection::{CacheThreshold, ChunkQuery, PolicyConfig, ScoreScale, TokenSelectConfig, Vote};
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
+
+/// Far beyond any text, and small enough that no size in bytes overflows.
+const MOST_TOKENS: u64 = 1 << 32;
+
+/// Reads a number of tokens.
+pub(super) fn tokens() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(..=MOST_TOKENS)
+}
 
 /// Flags of every command.
 #[derive(Debug, Args)]
@@ -84,7 +93,7 @@ pub struct ModelArgs {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
     /// Tokens the KV cache may hold [default: what the run needs]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens())]
     pub max_context: Option<usize>,
     /// Refuse to use more memory than this, such as 24GiB [default: what is available]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
@@ -213,6 +222,7 @@ fn parse_chunk_query(text: &str) -> std::result::Result<ChunkQuery, String> {
         _ => text
             .strip_prefix("subchunk:")
             .and_then(|rows| rows.parse().ok())
+            .filter(|&rows| rows as u64 <= MOST_TOKENS)
             .map(ChunkQuery::Subchunk)
             .ok_or_else(|| "pass mean, last, or subchunk:S with S rows".to_owned()),
     }
@@ -229,16 +239,16 @@ pub struct PolicyArgs {
     #[arg(long)]
     pub paper: bool,
     /// First tokens always kept [default: 128]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens())]
     pub n_init: Option<usize>,
     /// Most recent tokens always kept [default: 512]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens())]
     pub n_local: Option<usize>,
     /// Tokens chosen in between [default: 2048]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens())]
     pub top_k: Option<usize>,
     /// Prompt tokens per forward pass
-    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = tokens())]
     pub prefill_chunk: usize,
     /// Reuse a selection in decode at this cosine or above, or off [default: 0.9]
     #[arg(long, value_name = "COSINE|off", value_parser = parse_threshold, allow_hyphen_values = true)]
@@ -253,7 +263,7 @@ pub struct PolicyArgs {
     #[arg(long, value_enum)]
     score_scale: Option<ScoreScaleName>,
     /// Max-pool kernel over the votes, 0 for none [default: 0]
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = tokens())]
     smoothing: Option<usize>,
     /// Queries of a chunk that select: mean, last, or subchunk:S [default: mean]
     #[arg(long, value_parser = parse_chunk_query, value_name = "QUERY")]
@@ -322,15 +332,49 @@ impl PolicyArgs {
         };
         let policy = match self.policy {
             PolicyName::Dense => PolicyConfig::Dense,
-            PolicyName::TokenSelect => PolicyConfig::TokenSelect(config),
+            PolicyName::TokenSelect => PolicyConfig::TokenSelect(config.clone()),
             PolicyName::StreamingLlm => PolicyConfig::StreamingLlm {
                 n_init: config.n_init,
                 n_local: config.n_local,
                 positions: config.positions,
             },
         };
+        // A knob that the policy does not read must still make sense: it is there by mistake or for later.
+        PolicyConfig::TokenSelect(config).validate()?;
         policy.validate()?;
         Ok(policy)
+    }
+
+    /// Flags that are given but that the chosen policy does not read.
+    pub fn unread(&self) -> Vec<&'static str> {
+        let shared = [
+            ("--n-init", self.n_init.is_some()),
+            ("--n-local", self.n_local.is_some()),
+            ("--positions", self.positions.is_some()),
+        ];
+        let selecting = [
+            ("--paper", self.paper),
+            ("--top-k", self.top_k.is_some()),
+            ("--cache-threshold", self.cache_threshold.is_some()),
+            ("--vote", self.vote.is_some()),
+            ("--head-map", self.head_map.is_some()),
+            ("--score-scale", self.score_scale.is_some()),
+            ("--smoothing", self.smoothing.is_some()),
+            ("--chunk-query", self.chunk_query.is_some()),
+            ("--last-token-alone", self.last_token_alone.is_some()),
+            ("--cache-gap-repair", self.cache_gap_repair.is_some()),
+            ("--score-dtype", self.score_dtype.is_some()),
+            ("--local-outside-chunk", self.local_outside_chunk.is_some()),
+        ];
+        let (shared_unread, selecting_unread) = match self.policy {
+            PolicyName::Dense => (true, true),
+            PolicyName::StreamingLlm => (false, true),
+            PolicyName::TokenSelect => (false, false),
+        };
+        let given = |(flag, given): &(&'static str, bool)| given.then_some(*flag);
+        let shared = shared.iter().filter(|_| shared_unread).filter_map(given);
+        let selecting = selecting.iter().filter(|_| selecting_unread).filter_map(given);
+        shared.chain(selecting).collect()
     }
 
     /// Refuses a window or sinks that the stated context can never hold. (Presets are larger than many texts; such a

@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::arguments::ModelArgs;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hub::{HubOptions, ModelFiles, Need, resolve};
 use crate::kernels::Backend;
 use crate::kernels::cpu::Cpu;
@@ -46,6 +46,13 @@ pub(super) fn open_weights(args: &ModelArgs, located: &Located) -> Result<Box<dy
             seed,
             standard_deviation: located.config.initializer_range,
         }));
+    }
+    if located.files.weights.is_empty() {
+        return Err(Error::user(format!(
+            "`{}` is a configuration without weights",
+            located.files.reference
+        ))
+        .help("name the model's directory, or pass `--random-weights SEED` to make some"));
     }
     let checkpoint = Checkpoint::open(&located.files.weights, located.files.weights_index.as_deref())?;
     checkpoint.check(&located.config)?;

@@ -57,6 +57,9 @@ pub(crate) struct Context {
     pub command_line: Vec<String>,
 }
 
+/// Each thread takes a stack; a slip of the keyboard must not start a million of them.
+const MOST_THREADS: usize = 4096;
+
 /// Parses `arguments` (program name first) and runs the command.
 pub fn main(arguments: Vec<OsString>) -> Result<Outcome> {
     let command_line = arguments.iter().map(|a| a.to_string_lossy().into_owned()).collect();
@@ -70,10 +73,19 @@ pub fn main(arguments: Vec<OsString>) -> Result<Outcome> {
         if threads == 0 {
             return Err(Error::user("`--threads 0` runs nothing").help("pass 1 or more, or leave the flag out"));
         }
+        if threads > MOST_THREADS {
+            return Err(
+                Error::user(format!("`--threads {threads}` is more than any machine has cores")).help(format!(
+                    "pass at most {MOST_THREADS}, or leave the flag out for all cores"
+                )),
+            );
+        }
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build_global()
-            .map_err(|e| Error::environment(format!("cannot start {threads} threads: {e}")))?;
+            .map_err(|e| {
+                Error::environment(format!("cannot start {threads} threads: {e}")).help("pass fewer with `--threads`")
+            })?;
     }
     let notices = Printer::new(options);
     let interrupt = Interrupt::install_with(move || {

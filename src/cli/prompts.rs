@@ -35,13 +35,22 @@ pub(super) struct Prompts {
     pub many: bool,
 }
 
+/// How a file is named in messages.
+pub(super) fn name(path: &Path) -> String {
+    if path == Path::new("-") {
+        "standard input".to_owned()
+    } else {
+        format!("`{}`", path.display())
+    }
+}
+
 /// Reads a UTF-8 text; `-` is stdin.
 pub(super) fn read_text(path: &Path) -> Result<String> {
     let bytes = if path == Path::new("-") {
         let mut bytes = Vec::new();
         std::io::stdin()
             .read_to_end(&mut bytes)
-            .map_err(|e| io_error("read", Path::new("stdin"), &e))?;
+            .map_err(|e| io_error("read", Path::new("standard input"), &e))?;
         bytes
     } else {
         std::fs::read(path).map_err(|e| io_error("read", path, &e))?
@@ -49,8 +58,8 @@ pub(super) fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Error::user(format!(
-            "`{}` is not UTF-8 text: byte {at} is 0x{:02x}",
-            path.display(),
+            "{} is not UTF-8 text: byte {at} is 0x{:02x}",
+            name(path),
             e.as_bytes()[at]
         ))
         .help("convert the file, for example with `iconv -t UTF-8`")
@@ -60,10 +69,12 @@ pub(super) fn read_text(path: &Path) -> Result<String> {
 /// Parses `1,5,7` (spaces and brackets allowed), or reads a file that holds such a list.
 pub(super) fn token_ids(argument: &str) -> Result<Vec<u32>> {
     let listed = |text: &str| -> Option<Vec<u32>> {
-        text.trim()
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .split([',', ' ', '\n', '\t', '\r'])
+        let text = text.trim();
+        let bare = match text.strip_prefix('[') {
+            Some(rest) => rest.strip_suffix(']')?,
+            None => text,
+        };
+        bare.split([',', ' ', '\n', '\t', '\r'])
             .filter(|part| !part.is_empty())
             .map(|part| part.parse().ok())
             .collect()
@@ -71,10 +82,16 @@ pub(super) fn token_ids(argument: &str) -> Result<Vec<u32>> {
     if let Some(ids) = listed(argument) {
         return Ok(ids);
     }
+    const HELP: &str = "write ids as `1,5,7` or `[1, 5, 7]`, each from 0 to 4294967295, or name a file of them";
+    if !Path::new(argument).exists() {
+        return Err(Error::user(format!(
+            "`--token-ids {argument}` is neither a list of token ids nor an existing file"
+        ))
+        .help(HELP));
+    }
     let text = read_text(Path::new(argument))?;
-    listed(&text).ok_or_else(|| {
-        Error::user(format!("`{argument}` is not a list of token ids")).help("write ids as `1,5,7` or `[1, 5, 7]`")
-    })
+    listed(&text)
+        .ok_or_else(|| Error::user(format!("`--token-ids {argument}`: the file is not a list of token ids")).help(HELP))
 }
 
 /// One prompt given on the command line.
@@ -96,6 +113,8 @@ pub(super) fn single(content: Content, place: &str) -> Prompts {
     }
 }
 
+const LINE_HELP: &str = r#"write one object per line, such as {"id": "a", "prompt": "Once upon a time"}"#;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
@@ -105,7 +124,9 @@ struct Line {
     token_ids: Option<Vec<u32>>,
 }
 
+// What a template would not be shown is refused rather than dropped.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Message {
     role: String,
     content: String,
@@ -122,13 +143,21 @@ pub(super) fn jsonl(path: &Path) -> Result<Prompts> {
         .map(|(n, line)| (n + 1, line))
         .filter(|(_, l)| !l.trim().is_empty())
     {
-        let place = format!("`{}` line {number}", path.display());
+        let place = format!("{} line {number}", name(path));
+        if !line.trim_start().starts_with('{') {
+            return Err(Error::user(format!("{place} is not a JSON object")).help(LINE_HELP));
+        }
         let parsed: Line = serde_json::from_str(line).map_err(|e| {
-            Error::user(format!("{place}: {e}"))
-                .help(r#"write one object per line, such as {"id": "a", "prompt": "Once upon a time"}"#)
+            // serde_json counts lines within this one.
+            let reason = e.to_string();
+            let reason = reason.split(" at line ").next().unwrap_or_default();
+            Error::user(format!("{place}: {reason} (column {})", e.column())).help(LINE_HELP)
         })?;
         let content = match (parsed.prompt, parsed.messages, parsed.token_ids) {
             (Some(text), None, None) => Content::Text(text),
+            (None, Some(messages), None) if messages.is_empty() => {
+                return Err(Error::user(format!("{place}: `messages` is empty")).help("give it at least one message"));
+            }
             (None, Some(messages), None) => Content::Messages(
                 messages
                     .into_iter()
@@ -140,7 +169,7 @@ pub(super) fn jsonl(path: &Path) -> Result<Prompts> {
                 return Err(Error::user(format!(
                     "{place}: needs exactly one of `prompt`, `messages` and `token_ids`"
                 ))
-                .help(r#"write one object per line, such as {"id": "a", "prompt": "Once upon a time"}"#));
+                .help(LINE_HELP));
             }
         };
         let id = match parsed.id {
@@ -157,8 +186,7 @@ pub(super) fn jsonl(path: &Path) -> Result<Prompts> {
         all.push(Prompt { id, content, place });
     }
     if all.is_empty() {
-        return Err(Error::user(format!("`{}` holds no prompt", path.display()))
-            .help(r#"write one object per line, such as {"id": "a", "prompt": "Once upon a time"}"#));
+        return Err(Error::user(format!("{} holds no prompt", name(path))).help(LINE_HELP));
     }
     Ok(Prompts {
         all,

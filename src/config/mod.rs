@@ -117,10 +117,10 @@ impl Setting<'_> {
         let flag = format!("--{}", self.arg.get_long().unwrap_or_default());
         let refuse = |what: &str| {
             let given = self.values.join(", ");
-            Err(Error::user(format!(
-                "{}: `{flag}` takes {what}, not `{given}`",
-                self.origin
-            )))
+            Err(
+                Error::user(format!("{}: `{flag}` takes {what}, not `{given}`", self.origin))
+                    .help(format!("give it {what}")),
+            )
         };
         match (self.arg.get_action(), self.values.as_slice()) {
             (ArgAction::SetTrue | ArgAction::SetFalse, [value]) => match value.as_str() {

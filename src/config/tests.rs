@@ -184,12 +184,15 @@ fn what_is_wrong_is_named_with_its_line_and_the_nearest_key() {
     ");
     insta::assert_snapshot!(refused("top-k = 3\n\ntop_k = 4\n"), @r"
     `run.toml` line 3: `top_k` and `top-k` are the same option
+    help: keep one of the two
     ");
     insta::assert_snapshot!(refused("\n\ndry-run = 3\n"), @r"
     `run.toml` line 3: `--dry-run` takes true or false, not `3`
+    help: give it true or false
     ");
     insta::assert_snapshot!(refused("top-k = [1, 2]\n"), @r"
     `run.toml` line 1: `--top-k` takes one value, not `1, 2`
+    help: give it one value
     ");
     insta::assert_snapshot!(refused("policy = [[1]]\n"), @r"
     `run.toml` line 1: `policy` holds an array within an array
@@ -197,6 +200,7 @@ fn what_is_wrong_is_named_with_its_line_and_the_nearest_key() {
     ");
     insta::assert_snapshot!(refused("top-k = 3\nmodel = \n"), @r"
     `run.toml` line 2: string values must be quoted, expected literal string
+    help: write `key = value`, with texts in quotes (https://toml.io)
     ");
     insta::assert_snapshot!(expand(&["infer", "--set", "topk=3"]).unwrap_err(), @r"
     `--set topk=3`: `infer` has no option `topk`
@@ -208,6 +212,7 @@ fn what_is_wrong_is_named_with_its_line_and_the_nearest_key() {
     ");
     insta::assert_snapshot!(expand(&["infer", "--config", "absent.toml"]).unwrap_err(), @r"
     cannot read config file `absent.toml`: No such file or directory (os error 2)
+    help: check the spelling of the path; the folder of a file must exist
     ");
     for key in NOT_OPTIONS {
         assert!(refused(&format!("{key} = 'x'\n")).contains("has no option"));

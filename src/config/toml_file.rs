@@ -19,6 +19,7 @@ pub(super) fn read(path: &Path, chain: &[&Command], settings: &mut Settings<'_>)
     let text = String::from_utf8(bytes).map_err(|error| {
         let line = line_of(error.as_bytes(), error.utf8_error().valid_up_to());
         Error::user(format!("`{}` line {line}: not UTF-8 text", path.display()))
+            .help("convert the file, for example with `iconv -t UTF-8`")
     })?;
     let file = File { path, text: &text };
     let table = DeTable::parse(&text).map_err(|error| {
@@ -28,7 +29,7 @@ pub(super) fn read(path: &Path, chain: &[&Command], settings: &mut Settings<'_>)
         for line in lines {
             told = told.note(line);
         }
-        told
+        told.help("write `key = value`, with texts in quotes (https://toml.io)")
     })?;
     file.table(table.get_ref(), 0, chain, settings)
 }
@@ -66,9 +67,10 @@ impl File<'_> {
                 continue;
             }
             if let Some(first) = seen.insert(name.replace('_', "-"), name.to_string()) {
-                return Err(Error::user(format!(
-                    "{origin}: `{name}` and `{first}` are the same option"
-                )));
+                return Err(
+                    Error::user(format!("{origin}: `{name}` and `{first}` are the same option"))
+                        .help("keep one of the two"),
+                );
             }
             let mut values = Vec::new();
             scalars(value, &mut values).map_err(|kind| {
@@ -94,7 +96,7 @@ fn no_command(name: &str, origin: &str, parent: &Command) -> Error {
     let error = Error::user(format!("{origin}: `[{name}]` is not named after a command"));
     match nearest(name, commands.iter().copied()) {
         Some(nearest) => error.help(format!("did you mean `[{nearest}]`?")),
-        None if commands.is_empty() => error,
+        None if commands.is_empty() => error.help("put the options above it, at the top of the file"),
         None => error.help(format!("the commands are {}", commands.join(", "))),
     }
 }

@@ -118,7 +118,8 @@ impl<B: Backend> KvCache<B> {
 
     /// Bytes for `tokens` tokens in whole pages.
     pub fn bytes(layers: usize, shape: &AttentionShape, tokens: usize) -> usize {
-        tokens.div_ceil(PAGE_TOKENS) * PAGE_TOKENS * layers * 2 * shape.kv_width() * size_of::<f32>()
+        let per_token = layers * 2 * shape.kv_width() * size_of::<f32>();
+        (tokens.div_ceil(PAGE_TOKENS) * PAGE_TOKENS).saturating_mul(per_token)
     }
 }
 

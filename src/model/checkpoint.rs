@@ -75,12 +75,16 @@ impl Checkpoint {
         }
         let mut header = vec![0; length as usize];
         file.read_exact(&mut header).map_err(|e| io_error("read", path, &e))?;
-        let metadata: Metadata = serde_json::from_slice(&header)
-            .map_err(|e| Error::user(format!("`{name}`: the safetensors header is not valid: {e}")).help(REMEDY))?;
+        let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| {
+            Error::user(format!("`{name}`: the safetensors header is not valid: {e}"))
+                .help("the file is damaged, or of a newer form than can be read; copy or download it again")
+        })?;
         let number = self.files.len();
+        let mut data_end = data_start;
         for (tensor, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
             let end_in_file = data_start + end as u64;
+            data_end = data_end.max(end_in_file);
             if end_in_file > size {
                 return Err(Error::user(format!(
                     "`{name}` is truncated: {size} bytes, but tensor `{tensor}` ends at byte {end_in_file}"
@@ -111,6 +115,12 @@ impl Checkpoint {
                 ))
                 .help("remove the shard that does not belong to the checkpoint"));
             }
+        }
+        if size > data_end {
+            return Err(Error::user(format!(
+                "`{name}` is longer than its header says: {size} bytes, but the last tensor ends at byte {data_end}"
+            ))
+            .help("two files were joined or a download went wrong; copy or download it again"));
         }
         self.files.push((path.to_owned(), file));
         Ok(())

@@ -110,6 +110,20 @@ pub struct ModelConfig {
     pub dtype: Option<String>,
 }
 
+/// The largest count that is taken for meant: beyond every model, and small enough that no size in bytes overflows.
+fn largest_count(key: &str) -> u64 {
+    match key {
+        "num_hidden_layers" => 1 << 14,
+        "hidden_size" | "num_attention_heads" | "num_key_value_heads" | "head_dim" => LARGEST_WIDTH as u64,
+        "intermediate_size" => 1 << 22,
+        "vocab_size" => 1 << 28,
+        _ => u64::from(u32::MAX),
+    }
+}
+
+/// Of the residual stream and of all heads together.
+const LARGEST_WIDTH: usize = 1 << 20;
+
 /// A JSON object with the path it came from, for errors that name file and key.
 struct Keys<'a> {
     object: &'a serde_json::Map<String, Value>,
@@ -130,12 +144,13 @@ impl Keys<'_> {
     }
 
     fn optional_count(&self, key: &str) -> Result<Option<usize>> {
+        let largest = largest_count(key);
         self.get(key)
             .map(|v| {
                 v.as_u64()
-                    .filter(|&n| n > 0 && n < 1 << 32)
+                    .filter(|&n| n > 0 && n <= largest)
                     .map(|n| n as usize)
-                    .ok_or_else(|| self.wrong(key, "a positive whole number"))
+                    .ok_or_else(|| self.wrong(key, &format!("a positive whole number up to {largest}")))
             })
             .transpose()
     }
@@ -228,6 +243,10 @@ impl ModelConfig {
         };
         if head_dim % 2 != 0 {
             return Err(keys.wrong("head_dim", "an even number (rotary embedding works on pairs)"));
+        }
+        if query_heads * head_dim > LARGEST_WIDTH {
+            let most = LARGEST_WIDTH / query_heads;
+            return Err(keys.wrong("head_dim", &format!("at most {most} with {query_heads} heads")));
         }
         let layers = keys.count("num_hidden_layers")?;
         let max_position_embeddings = keys.count("max_position_embeddings")?;
@@ -476,6 +495,9 @@ mod tests {
             (json!({"model_type": "gpt2"}), "model_type `gpt2` is not supported"),
             (json!({"model_type": null}), "key `model_type` is missing"),
             (json!({"hidden_size": 0}), "key `hidden_size` is `0`"),
+            (json!({"num_hidden_layers": 4_000_000_000_u64}), "up to 16384"),
+            (json!({"vocab_size": 1_u64 << 31}), "key `vocab_size` is `2147483648`"),
+            (json!({"head_dim": 1 << 19}), "at most 262144 with 4 heads"),
             (json!({"hidden_size": "64"}), "key `hidden_size` is `\"64\"`"),
             (json!({"num_key_value_heads": 3}), "key `num_key_value_heads` is `3`"),
             (

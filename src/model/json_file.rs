@@ -21,7 +21,8 @@ impl JsonFile {
                 path: path.to_owned(),
                 map,
             }),
-            Ok(_) => Err(Error::user(format!("`{}` is not a JSON object", path.display()))),
+            Ok(_) => Err(Error::user(format!("`{}` is not a JSON object", path.display()))
+                .help("use the file that was published with the model, or remove it if the model has none")),
             Err(e) => Err(Error::user(format!("`{}` is not valid JSON: {e}", path.display()))
                 .help("download the file again, or correct it at that position")),
         }

@@ -42,7 +42,10 @@ impl MemoryPlan {
 
     /// All parts.
     pub fn total_bytes(&self) -> usize {
-        self.weights_bytes + self.kv_cache_bytes + self.prefill_scratch_bytes + self.selection_scratch_bytes
+        // The cache of an absurd context saturates.
+        (self.weights_bytes + self.prefill_scratch_bytes)
+            .saturating_add(self.selection_scratch_bytes)
+            .saturating_add(self.kv_cache_bytes)
     }
 
     /// One line of all parts.
@@ -69,15 +72,11 @@ impl MemoryPlan {
         if self.total_bytes() <= available {
             return Ok(());
         }
-        let fits = |pages: usize| {
-            let limits = SessionLimits {
-                max_context: pages * PAGE_TOKENS,
-                ..limits
-            };
+        let fits = |max_context: usize| {
+            let limits = SessionLimits { max_context, ..limits };
             Self::new(backend, config, policy, limits).total_bytes() <= available
         };
-        // Whole pages: the cache grows by them.
-        let (mut low, mut high) = (0, limits.max_context.div_ceil(PAGE_TOKENS));
+        let (mut low, mut high) = (0, limits.max_context);
         while low < high {
             let middle = (low + high).div_ceil(2);
             if fits(middle) { low = middle } else { high = middle - 1 }
@@ -92,9 +91,14 @@ impl MemoryPlan {
         Err(if low == 0 {
             error
                 .note("no context fits")
-                .help("use a smaller model, or a machine with more memory")
+                .help("use a smaller model, a smaller `--prefill-chunk`, or a machine with more memory")
         } else {
-            let context = low * PAGE_TOKENS;
+            // Whole pages where there is more than one: the cache grows by them.
+            let context = if low > PAGE_TOKENS {
+                low - low % PAGE_TOKENS
+            } else {
+                low
+            };
             error
                 .note(format!("the largest context that fits is {context} tokens"))
                 .help(format!("pass `--max-context {context}`"))

@@ -31,9 +31,7 @@ impl SamplingConfig {
             if good {
                 return Ok(());
             }
-            Err(Error::user(format!(
-                "`{flag} {value}` is out of range: it must be {wanted}"
-            )))
+            Err(Error::user(format!("`{flag} {value}` is out of range")).help(format!("pass {wanted}")))
         };
         let t = self.temperature;
         check(
@@ -43,10 +41,10 @@ impl SamplingConfig {
             "0 (greedy) or a positive number",
         )?;
         if let Some(p) = self.top_p {
-            check(p > 0.0 && p <= 1.0, "--top-p", p, "above 0 and at most 1")?;
+            check(p > 0.0 && p <= 1.0, "--top-p", p, "a number above 0 and at most 1")?;
         }
         if let Some(p) = self.min_p {
-            check((0.0..=1.0).contains(&p), "--min-p", p, "between 0 and 1")?;
+            check((0.0..=1.0).contains(&p), "--min-p", p, "a number between 0 and 1")?;
         }
         if let Some(r) = self.repetition_penalty {
             check(
@@ -133,7 +131,9 @@ impl Sampler {
             if logit.is_nan() || logit == f32::INFINITY {
                 return Err(Error::user(format!("the model gave token {id} the logit {logit}"))
                     .note("every later token would be meaningless, so generation stops here")
-                    .help("if the weights are intact, half precision has overflowed: pass `--dtype f32`"));
+                    .help(
+                        "compare `config.json` (rotary and norm constants) and the weights with the published ones",
+                    ));
             }
             if best.is_none_or(|(_, max)| logit > max) {
                 best = Some((id as u32, logit));

@@ -52,6 +52,7 @@ impl Tokenizer {
         let path = files.tokenizer;
         let bytes = std::fs::read(path).map_err(|e| unreadable(path, &e))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| broken(path, &bytes, &e.to_string()))?;
+        check_added_ids(&inner, path, &bytes)?;
         inner.with_padding(None);
         inner
             .with_truncation(None)
@@ -192,6 +193,34 @@ impl Tokenizer {
             .or_else(|| self.inner.get_model().id_to_token(id))
             .filter(|token| !added.is_special_token(token))
     }
+}
+
+/// Refuses added tokens whose stated ids the library would silently replace by the next free ones.
+fn check_added_ids(inner: &tokenizers::Tokenizer, path: &Path, bytes: &[u8]) -> Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Stated {
+        #[serde(default)]
+        added_tokens: Vec<StatedToken>,
+    }
+    #[derive(serde::Deserialize)]
+    struct StatedToken {
+        id: u32,
+        content: String,
+    }
+    let stated: Stated = serde_json::from_slice(bytes).map_err(|e| broken(path, bytes, &e.to_string()))?;
+    for StatedToken { id, content } in stated.added_tokens {
+        let got = inner.token_to_id(&content);
+        if got != Some(id) {
+            let got = got.map_or("none".to_owned(), |got| got.to_string());
+            return Err(Error::user(format!(
+                "`{}` gives the added token `{content}` the id {id}, but the next free one is {got}",
+                path.display()
+            ))
+            .note("ids of added tokens must follow the vocabulary without a gap")
+            .help("take tokenizer.json from the model's publisher again"));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a decoder has such a step: `tokenizers` 0.23 panics in it on texts shorter than `stop`.

@@ -5,13 +5,15 @@ use crate::error::{Error, Result, io_error};
 use serde_json::json;
 use std::path::Path;
 
-/// Fails before anything is computed if the file cannot be written.
+/// Fails before anything is computed if the file cannot be written; leaves everything as it was.
 pub(super) fn check_writable(path: &Path) -> Result<()> {
+    let absent = !path.exists();
     std::fs::OpenOptions::new()
         .create(true)
         .append(true)
         .open(path)
         .map(drop)
+        .and_then(|()| if absent { std::fs::remove_file(path) } else { Ok(()) })
         .map_err(|e| io_error("write", path, &e))
 }
 
@@ -27,5 +29,16 @@ pub(super) fn write(path: &Path, input_ids: &[u32], generation: &Generation) -> 
         "prefill_chunks": generation.prefill_steps.iter().map(chunk).collect::<Vec<_>>(),
     });
     let text = serde_json::to_string(&value).map_err(|e| Error::bug(format!("logits as JSON: {e}")))?;
-    std::fs::write(path, text).map_err(|e| io_error("write", path, &e))
+    let written = if path.is_file() || !path.exists() {
+        // Renamed when whole: an earlier dump is not lost to a full disk.
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".tmp");
+        let temporary = path.with_file_name(name);
+        std::fs::write(&temporary, text)
+            .and_then(|()| std::fs::rename(&temporary, path))
+            .inspect_err(|_| drop(std::fs::remove_file(&temporary)))
+    } else {
+        std::fs::write(path, text)
+    };
+    written.map_err(|e| io_error("write", path, &e))
 }

@@ -4,7 +4,7 @@ mod dump;
 mod summary;
 
 use super::Context;
-use super::arguments::{ModelArgs, OutputArgs, PolicyArgs};
+use super::arguments::{ModelArgs, OutputArgs, PolicyArgs, tokens};
 use super::loading::{self, Located};
 use super::prompts::{self, Content, Prompts, token_ids};
 use crate::error::{Error, Result};
@@ -35,6 +35,8 @@ const TASK: &str = "infer";
 
 /// Arguments of `tokselect infer`.
 #[derive(Debug, Args)]
+// `--top-k -1` is a wrong value, not an unknown flag `-1`.
+#[command(allow_negative_numbers = true)]
 pub struct InferArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -81,7 +83,7 @@ struct PromptArgs {
 #[command(next_help_heading = "Generation")]
 struct GenerationArgs {
     /// Tokens to generate at most
-    #[arg(short = 'n', long, default_value_t = 256, value_name = "TOKENS")]
+    #[arg(short = 'n', long, default_value_t = 256, value_name = "TOKENS", value_parser = tokens())]
     max_new_tokens: usize,
     /// Go on after an end-of-text token
     #[arg(long)]
@@ -197,7 +199,7 @@ pub(super) fn run(args: &InferArgs, context: &Context) -> Result<Outcome> {
             context.printer.report(&report, format)?;
         }
     }
-    if finished.interrupted {
+    if finished.interrupted && !finished.closed {
         let kept = match &args.output.output {
             Some(path) => format!("{} finished answers are kept in `{}`", samples.len(), path.display()),
             None => "what was made is printed".to_owned(),
@@ -205,7 +207,7 @@ pub(super) fn run(args: &InferArgs, context: &Context) -> Result<Outcome> {
         let error = Error::interrupted(format!("interrupted; {kept}"));
         return Err(match &args.output.output {
             Some(_) => error.help("run the same command again to go on"),
-            None => error,
+            None => error.help("pass `--output DIR` to keep finished answers and go on later"),
         });
     }
     Ok(Outcome::Done)
@@ -214,6 +216,13 @@ pub(super) fn run(args: &InferArgs, context: &Context) -> Result<Outcome> {
 fn plan(args: &InferArgs, context: &Context) -> Result<Plan> {
     args.model.reference()?;
     let policy = args.policy.policy()?;
+    let unread = args.policy.unread();
+    if !unread.is_empty() {
+        context.printer.warning(&format!(
+            "the chosen policy does not read {}; `--policy token-select` reads all of them",
+            unread.join(", ")
+        ));
+    }
     let sampling = args.generation.sampling(&context.printer)?;
     StopStrings::new(args.generation.stop.iter().cloned())?;
     let prompts = read_prompts(&args.prompt)?;
@@ -347,18 +356,21 @@ fn read_prompts(args: &PromptArgs) -> Result<Prompts> {
     if let Some(ids) = &args.token_ids {
         return Ok(prompts::single(Content::Ids(token_ids(ids)?), "`--token-ids`"));
     }
+    let missing = |why: &str| {
+        Error::user(format!("no prompt is given{why}"))
+            .help("pass `--prompt TEXT`, `--prompt-file FILE`, `--prompts FILE.jsonl`, or pipe a text in")
+    };
     let path = match &args.prompt_file {
         Some(path) => path.as_path(),
-        None if std::io::stdin().is_terminal() => {
-            return Err(Error::user("no prompt is given")
-                .help("pass `--prompt TEXT`, `--prompt-file FILE`, `--prompts FILE.jsonl`, or pipe a text in"));
-        }
+        None if std::io::stdin().is_terminal() => return Err(missing("")),
         None => Path::new("-"),
     };
-    Ok(prompts::single(
-        Content::Text(prompts::read_text(path)?),
-        &format!("`{}`", path.display()),
-    ))
+    let text = prompts::read_text(path)?;
+    if args.prompt_file.is_none() && text.is_empty() {
+        // Under cron and the like stdin is empty without anyone having meant it to be the prompt.
+        return Err(missing(", and standard input is empty"));
+    }
+    Ok(prompts::single(Content::Text(text), &prompts::name(path)))
 }
 
 fn encode(
@@ -368,7 +380,10 @@ fn encode(
     template: Option<&ChatTemplate>,
 ) -> Result<Vec<Encoded>> {
     let tokenizer_or = |place: &str| {
-        tokenizer.ok_or_else(|| Error::user(format!("{place} is text, but the model has no tokenizer.json")))
+        tokenizer.ok_or_else(|| {
+            Error::user(format!("{place} is text, but the model has no tokenizer.json"))
+                .help("put the model's tokenizer.json beside its config.json, or pass ids with `--token-ids`")
+        })
     };
     let mut all = Vec::with_capacity(prompts.all.len());
     for prompt in &prompts.all {
@@ -429,8 +444,11 @@ fn encode(
 
 /// What a run leaves for the report.
 struct Finished {
+    /// Some answer is missing.
     interrupted: bool,
-    /// The answer that was cut off by Ctrl-C.
+    /// Because the reader of stdout has gone, which is no failure.
+    closed: bool,
+    /// The answer that was cut off.
     partial: Option<Value>,
     diagnosis: crate::attention::Diagnosis,
 }
@@ -468,6 +486,7 @@ fn execute(args: &InferArgs, plan: &Plan, sink: &mut dyn SampleSink, context: &C
     let printer = &context.printer;
     let mut finished = Finished {
         interrupted: false,
+        closed: false,
         partial: None,
         diagnosis: crate::attention::Diagnosis::default(),
     };
@@ -481,6 +500,13 @@ fn execute(args: &InferArgs, plan: &Plan, sink: &mut dyn SampleSink, context: &C
         ));
     }
     if todo.is_empty() {
+        if let Some(path) = &args.dump_logits {
+            return Err(Error::user(format!(
+                "`--dump-logits {}` writes what a run computes, but the answer is already there",
+                path.display()
+            ))
+            .help("choose another `--output` directory, or leave the flag out"));
+        }
         return Ok(finished);
     }
     let decoder = loading::load(&plan.located, plan.weights.as_ref(), context)?;
@@ -522,7 +548,8 @@ fn execute(args: &InferArgs, plan: &Plan, sink: &mut dyn SampleSink, context: &C
         finished.diagnosis.merge(session.diagnosis());
         let row = summary::sample(prompt, &generation, &session);
         if generation.finish == Finish::Interrupted {
-            finished.interrupted = !closed;
+            finished.interrupted = true;
+            finished.closed = closed;
             finished.partial = Some(row);
             break;
         }
@@ -530,14 +557,16 @@ fn execute(args: &InferArgs, plan: &Plan, sink: &mut dyn SampleSink, context: &C
             dump::write(path, &prompt.ids, &generation)?;
         }
         summary::print_speed(&generation, prompt.ids.len(), printer);
+        // Kept before it is printed: a full or closed stdout loses no answer.
+        sink.append(TASK, &prompt.id, row)?;
         if plan.many && args.output.format.is_none() {
             let line = json!({"id": prompt.id, "text": generation.text, "finish": generation.finish});
             if printer.line(&line.to_string())?.is_closed() {
-                sink.append(TASK, &prompt.id, row)?;
+                finished.closed = true;
+                finished.interrupted = plan.prompts.iter().any(|p| !sink.is_done(TASK, &p.id));
                 break;
             }
         }
-        sink.append(TASK, &prompt.id, row)?;
     }
     Ok(finished)
 }
