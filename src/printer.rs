@@ -184,6 +184,11 @@ impl Printer {
         self.write_result(&text)
     }
 
+    /// What stdout can show.
+    pub fn stdout_style(&self) -> terminal::Style {
+        self.stdout_style
+    }
+
     /// Whether progress is drawn at all; a terminal is asked for besides.
     pub fn shows_progress(&self) -> bool {
         !self.options.quiet && !self.options.no_progress

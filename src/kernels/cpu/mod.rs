@@ -25,6 +25,19 @@ pub fn threads() -> usize {
     rayon::current_num_threads()
 }
 
+/// The widest vector instructions of this processor that the kernels are compiled for.
+pub fn simd_level() -> &'static str {
+    match Arch::new() {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        Arch::V4(_) => "x86-64-v4 (AVX-512)",
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        Arch::V3(_) => "x86-64-v3 (AVX2 and FMA)",
+        #[cfg(target_arch = "aarch64")]
+        Arch::Neon(_) => "NEON",
+        _ => "none",
+    }
+}
+
 /// Elements below which a loop is not worth a parallel task.
 const SERIAL: usize = 1 << 14;
 
