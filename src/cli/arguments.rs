@@ -288,6 +288,11 @@ pub struct PolicyArgs {
 impl PolicyArgs {
     /// The policy that the flags describe.
     pub fn policy(&self) -> Result<PolicyConfig> {
+        self.named(self.policy)
+    }
+
+    /// The policy `name` with the settings that the flags describe.
+    pub fn named(&self, name: PolicyName) -> Result<PolicyConfig> {
         if self.prefill_chunk == 0 {
             return Err(Error::user("`--prefill-chunk 0` processes nothing").help("pass 1 or more, such as 512"));
         }
@@ -330,7 +335,7 @@ impl PolicyArgs {
                 PositionsName::Original => Positions::Original,
             }),
         };
-        let policy = match self.policy {
+        let policy = match name {
             PolicyName::Dense => PolicyConfig::Dense,
             PolicyName::TokenSelect => PolicyConfig::TokenSelect(config.clone()),
             PolicyName::StreamingLlm => PolicyConfig::StreamingLlm {

@@ -2,8 +2,9 @@
 
 use super::Context;
 use super::arguments::ModelArgs;
+use crate::bench::shapes::Shape;
 use crate::error::{Error, Result};
-use crate::hub::{HubOptions, ModelFiles, Need, resolve};
+use crate::hub::{HubOptions, ModelFiles, Need, SourceRecord, resolve};
 use crate::kernels::Backend;
 use crate::kernels::cpu::Cpu;
 use crate::model::checkpoint::Checkpoint;
@@ -12,6 +13,7 @@ use crate::model::decoder::{Decoder, SessionLimits};
 use crate::model::memory_plan::{MemoryPlan, available_bytes};
 use crate::model::weights::{ModelWeights, RandomWeights, TensorSource, tensor_specs};
 use crate::selection::PolicyConfig;
+use std::path::PathBuf;
 
 /// A model whose files were found and whose config was read; its weights are still on disk.
 pub(super) struct Located {
@@ -39,9 +41,34 @@ pub(super) fn locate(args: &ModelArgs, tokenizer: bool, context: &Context) -> Re
     Ok(Located { files, config })
 }
 
+/// A built-in shape in the place of a model: a config, no files.
+pub(super) fn built_in(args: &ModelArgs, shape: Shape) -> Result<Located> {
+    args.check_device()?;
+    let files = ModelFiles {
+        reference: shape.name().to_owned(),
+        source: SourceRecord::File {
+            path: format!("built-in shape {}", shape.name()).into(),
+        },
+        config: PathBuf::new(),
+        generation_config: None,
+        tokenizer: None,
+        tokenizer_config: None,
+        chat_template: None,
+        weights_index: None,
+        weights: Vec::new(),
+    };
+    let config = ModelConfig::from_json(&shape.config(), &format!("built-in shape `{}`", shape.name()))?;
+    Ok(Located { files, config })
+}
+
 /// Where the weights come from, checked against the config; nothing is loaded yet.
 pub(super) fn open_weights(args: &ModelArgs, located: &Located) -> Result<Box<dyn TensorSource>> {
-    if let Some(seed) = args.random_weights {
+    open_weights_seeded(args.random_weights, located)
+}
+
+/// As [`open_weights`], random under `seed` if there is one.
+pub(super) fn open_weights_seeded(seed: Option<u64>, located: &Located) -> Result<Box<dyn TensorSource>> {
+    if let Some(seed) = seed {
         return Ok(Box::new(RandomWeights {
             seed,
             standard_deviation: located.config.initializer_range,

@@ -6,6 +6,8 @@
 
 use crate::error::{Error, Result};
 use crate::kernels::{AttentionShape, Backend, PAGE_TOKENS, PageTable, Pages};
+use crate::random::stream_rng;
+use rand::RngCore;
 
 struct LayerPages<B: Backend> {
     keys: Vec<B::Buffer>,
@@ -88,6 +90,63 @@ impl<B: Backend> KvCache<B> {
         backend.store_kv(qkv, rows, &self.shape, &self.table, self.len - rows, keys, values);
     }
 
+    /// Continues to `len` tokens whose keys and values no forward pass made, for benches.
+    ///
+    /// Token `t` takes those of token `t mod N` of the N stored ones, moved up to a quarter of the way towards (or away
+    /// from) those of another: their scale is that of real ones, and no two are equal.
+    pub fn fill_random(&mut self, backend: &B, len: usize, seed: u64) -> Result<()> {
+        let stored = self.len;
+        if len <= stored {
+            return Ok(());
+        }
+        if stored == 0 {
+            return Err(Error::bug("an empty KV cache has no token to make others from"));
+        }
+        self.extend(backend, len - stored)?;
+        let (width, offset) = (self.shape.qkv_width(), self.shape.key_offset());
+        let mut block = vec![0.0; PAGE_TOKENS * width];
+        for layer in 0..self.layers.len() {
+            // [N, 2 Hkv D]: keys, then values, as in the fused rows.
+            let real = self.host_rows(backend, layer, stored);
+            let row = |token: usize| &real[token * (width - offset)..][..width - offset];
+            for first in (stored..len).step_by(PAGE_TOKENS) {
+                let rows = PAGE_TOKENS.min(len - first);
+                for (i, out) in block.chunks_exact_mut(width).take(rows).enumerate() {
+                    let token = first + i;
+                    let mut rng = stream_rng(seed, &format!("kv/{layer}/{token}"));
+                    let other = row(rng.next_u32() as usize % stored);
+                    let share = (rng.next_u32() as f32 / u32::MAX as f32 - 0.5) * 0.5;
+                    for ((out, a), b) in out[offset..].iter_mut().zip(row(token % stored)).zip(other) {
+                        *out = a + share * (b - a);
+                    }
+                }
+                let qkv = backend.upload(&block[..rows * width]);
+                let LayerPages { keys, values } = &mut self.layers[layer];
+                backend.store_kv(&qkv, rows, &self.shape, &self.table, first, keys, values);
+            }
+        }
+        Ok(())
+    }
+
+    /// Keys and values of the first `tokens` tokens of `layer`, `[tokens, 2 Hkv D]`.
+    fn host_rows(&self, backend: &B, layer: usize, tokens: usize) -> Vec<f32> {
+        let (d, kv_width) = (self.shape.head_dim, self.shape.kv_width());
+        let mut rows = vec![0.0; tokens * 2 * kv_width];
+        for (offset, pages) in [(0, &self.layers[layer].keys), (kv_width, &self.layers[layer].values)] {
+            for (logical, &page) in self.table.pages.iter().take(tokens.div_ceil(PAGE_TOKENS)).enumerate() {
+                let page = backend.download(&pages[page as usize]);
+                let first = logical * PAGE_TOKENS;
+                for token in first..tokens.min(first + PAGE_TOKENS) {
+                    let out = &mut rows[token * 2 * kv_width + offset..][..kv_width];
+                    for (kv, head) in out.chunks_exact_mut(d).enumerate() {
+                        head.copy_from_slice(&page[(kv * PAGE_TOKENS + token - first) * d..][..d]);
+                    }
+                }
+            }
+        }
+        rows
+    }
+
     /// Keeps the first `len` tokens; the pages of the rest go back to the pool.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
@@ -166,6 +225,25 @@ mod tests {
         }
         // Four pages serve 1000 tokens: none was leaked by the truncation.
         assert_eq!(cache.keys(0).pages.len(), 4);
+    }
+
+    #[test]
+    fn made_up_tokens_resemble_the_stored_ones_and_follow_the_seed() {
+        let fill = |seed| {
+            let mut cache = KvCache::<Reference>::new(1, SHAPE, 600);
+            cache.extend(&Reference, 300).expect("room");
+            cache.store(&Reference, 0, &rows(0..300), 300);
+            cache.fill_random(&Reference, 600, seed).expect("room");
+            (0..600).map(|token| key(&cache, 0, token)).collect::<Vec<_>>()
+        };
+        let keys = fill(1);
+        assert_eq!(keys, fill(1));
+        assert_ne!(keys, fill(2));
+        assert_eq!(keys[..300], (0..300).map(|token| token as f32).collect::<Vec<_>>());
+        for token in 0..300 {
+            let moved = keys[300 + token] - token as f32;
+            assert!(moved.abs() <= 0.25 * 299.0, "{token}: {moved}");
+        }
     }
 
     #[test]

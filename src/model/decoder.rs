@@ -71,7 +71,6 @@ pub struct Session<'m, B: Backend> {
     policy: Box<dyn SelectionPolicy<B>>,
     rope: RopeTable,
     limits: SessionLimits,
-    n_init: usize,
     hidden: B::Buffer,
     normed: B::Buffer,
     qkv: B::Buffer,
@@ -107,11 +106,6 @@ impl<'m, B: Backend> Session<'m, B> {
             rope: rope::table(config, limits.positions(built.as_ref())),
             policy: built,
             limits,
-            n_init: match policy {
-                PolicyConfig::Dense => 0,
-                PolicyConfig::StreamingLlm { n_init, .. } => *n_init,
-                PolicyConfig::TokenSelect(config) => config.n_init,
-            },
             hidden: backend.zeros(rows * config.hidden_size),
             normed: backend.zeros(rows * config.hidden_size),
             qkv: backend.zeros(rows * shape.qkv_width()),
@@ -179,6 +173,22 @@ impl<'m, B: Backend> Session<'m, B> {
     /// Goes back to the first `len` tokens. The policy keeps its memory: for benches that repeat one step.
     pub fn truncate(&mut self, len: usize) {
         self.cache.truncate(len);
+    }
+
+    /// Goes on under `policy`, which brings its own memory; the stored text stays, and the earlier policy takes the place
+    /// of `policy`. For benches that take turns on one text.
+    pub fn swap_policy(&mut self, policy: &mut Box<dyn SelectionPolicy<B>>) {
+        std::mem::swap(&mut self.policy, policy);
+        let positions = self.limits.positions(self.policy.as_ref());
+        if positions > self.rope.positions() {
+            self.rope = rope::table(&self.decoder.config, positions);
+        }
+    }
+
+    /// Continues the text to `len` tokens with keys and values that no forward pass made; see [`KvCache::fill_random`].
+    /// For benches: a step takes as long as after a real text, but what it answers means nothing.
+    pub fn fill_random(&mut self, len: usize, seed: u64) -> Result<()> {
+        self.cache.fill_random(&self.decoder.backend, len, seed)
     }
 
     /// How a prompt of `len` tokens is cut: chunks of the prefill size, the last token by itself if the policy wants it.
@@ -267,7 +277,7 @@ impl<'m, B: Backend> Session<'m, B> {
                 &self.cache,
                 &self.selection,
                 window,
-                self.n_init,
+                self.policy.n_init(),
             );
             if let Some(quality) = measured {
                 self.diagnosis.add(layer, quality);

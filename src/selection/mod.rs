@@ -116,6 +116,11 @@ pub trait SelectionPolicy<B: Backend>: Send {
     /// Forgets everything about the last text.
     fn reset(&mut self) {}
 
+    /// First tokens always kept; 0 for a policy that knows none.
+    fn n_init(&self) -> usize {
+        0
+    }
+
     /// Whether the last prompt token is a chunk of its own, so that it gets its own selection.
     fn last_token_alone(&self) -> bool {
         false
@@ -155,6 +160,15 @@ pub enum PolicyConfig {
 impl PolicyConfig {
     /// Names as on the command line.
     pub const NAMES: [&'static str; 3] = ["dense", "token-select", "streaming-llm"];
+
+    /// The name as on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Dense => "dense",
+            Self::TokenSelect(_) => "token-select",
+            Self::StreamingLlm { .. } => "streaming-llm",
+        }
+    }
 
     /// Checks every setting by itself.
     pub fn validate(&self) -> Result<()> {

@@ -35,6 +35,10 @@ impl<B: Backend> SelectionPolicy<B> for StreamingLlm {
         Ok(())
     }
 
+    fn n_init(&self) -> usize {
+        self.n_init
+    }
+
     fn positions_needed(&self, max_context: usize, chunk: usize) -> usize {
         match self.positions {
             Positions::Packed => max_context.min(self.n_init + self.n_local.max(chunk)),

@@ -356,6 +356,10 @@ impl<B: Backend> SelectionPolicy<B> for TokenSelect {
         self.layers.iter_mut().for_each(|layer| *layer = LayerState::default());
     }
 
+    fn n_init(&self) -> usize {
+        self.config.n_init
+    }
+
     fn last_token_alone(&self) -> bool {
         self.config.last_token_alone
     }
