@@ -56,7 +56,7 @@ class Knobs:
     positions: str = "packed"  # packed | original
 
 
-# What the released code does (section (c) of the spec).
+# What --paper stands for (section (e) of the spec).
 PAPER = dict(
     head_map="modulo",
     score_scale="none",
@@ -66,7 +66,6 @@ PAPER = dict(
     positions="packed",
     cache_gap_repair=False,
     smoothing=0,
-    score_dtype="bf16",
 )
 
 

@@ -116,15 +116,19 @@ impl Default for TokenSelectConfig {
 }
 
 impl TokenSelectConfig {
-    /// The published code's exact behaviour (spec, section (c)).
+    /// The published code's behaviour, as section (e) of the project's specification lists it. (That code also rounds
+    /// scores to bf16, pools votes by a kernel tuned per data set, and has its selection cache switched off; each has a
+    /// flag of its own.)
     #[must_use]
     pub fn paper() -> Self {
         Self {
             head_map: HeadMap::Modulo,
+            score_scale: ScoreScale::None,
+            chunk_query: ChunkQuery::Mean,
             last_token_alone: false,
             cache_gap_repair: false,
-            score_dtype: ScoreDtype::Bf16,
             local_outside_chunk: false,
+            positions: Positions::Packed,
             ..Self::default()
         }
     }

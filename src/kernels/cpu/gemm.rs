@@ -18,8 +18,9 @@ const TALL: usize = 14;
 const LOW: usize = 6;
 /// Rows that one task takes at most: a prefill chunk of 512 is two tasks, which read the weights once each.
 const BLOCK_ROWS: usize = 19 * TALL;
-/// Inputs per pass over the accumulators; a panel slice of 512 inputs is 64 KiB, read from L2 while the rows stay in L1.
-const DEPTH: usize = 512;
+/// Inputs per pass over the accumulators at most: a panel slice of 128 KiB stays in L2, and the widths of small models
+/// need one pass, so that results are written once.
+const DEPTH: usize = 1024;
 
 /// A weight matrix `[rows (out), cols (in)]` in panels.
 pub struct Packed {
@@ -246,8 +247,9 @@ impl Block<'_, '_> {
     fn run<S: Simd, const MR: usize>(&mut self, simd: S) {
         let columns = self.out.first().map_or(0, |row| row.len());
         let cols = self.w.cols;
-        for k0 in (0..cols).step_by(DEPTH) {
-            let depth = DEPTH.min(cols - k0);
+        let even = cols.div_ceil(cols.div_ceil(DEPTH));
+        for k0 in (0..cols).step_by(even) {
+            let depth = even.min(cols - k0);
             for p in 0..columns.div_ceil(PANEL) {
                 let panel = &self.w.panel(self.first_panel + p)[k0 * PANEL..][..depth * PANEL];
                 for (group, x) in self.x.chunks_exact(cols * MR).enumerate() {
