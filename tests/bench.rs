@@ -155,7 +155,7 @@ fn a_run_goes_on_where_it_was_stopped_and_refuses_other_settings() {
     let output = directory.path().to_str().expect("UTF-8");
     report(&["--output", output]);
     let all = samples(directory.path());
-    // As after an interrupt: the first samples of checks and prefill only.
+    // As after an interrupt: memory, checks and the first prefill only.
     let kept: Vec<String> = all[..5].iter().map(Value::to_string).collect();
     std::fs::write(directory.path().join("samples.jsonl"), kept.join("\n") + "\n").expect("written");
     let resumed = report(&["--output", output]);
@@ -263,10 +263,10 @@ fn an_interrupt_keeps_what_is_finished_and_says_so() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .expect("started");
-    // Both checks and three prefills; the decode part would take hours.
+    // Two memory samples, two checks, three prefills; the decode part would take hours.
     let lines = || std::fs::read_to_string(directory.path().join("samples.jsonl")).map_or(0, |t| t.lines().count());
     let started = std::time::Instant::now();
-    while lines() < 5 && started.elapsed().as_secs() < 120 {
+    while lines() < 7 && started.elapsed().as_secs() < 120 {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     let killed = std::process::Command::new("kill")
@@ -278,7 +278,7 @@ fn an_interrupt_keeps_what_is_finished_and_says_so() {
     let report: Value = serde_json::from_str(&report).expect("JSON");
     assert_eq!(
         (&report["interrupted"], &report["samples"]["count"]),
-        (&json!(true), &json!(5))
+        (&json!(true), &json!(7))
     );
     assert_eq!(rows(&report, "prefill").len(), 3);
 }

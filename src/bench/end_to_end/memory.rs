@@ -30,7 +30,8 @@ pub struct MemorySample {
     pub planned_selection_scratch_bytes: usize,
     /// Their sum.
     pub planned_bytes: usize,
-    /// Resident memory before the session was made: weights and the program itself.
+    /// Resident memory before the session was made: weights, the program itself, and what the allocator kept of an
+    /// earlier session.
     pub rss_before_bytes: Measured<u64>,
     /// Largest resident memory.
     pub peak_rss_bytes: Measured<u64>,

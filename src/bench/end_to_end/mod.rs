@@ -1,6 +1,7 @@
 //! Whole models, timed: prefill, decode steps and memory under several policies, in one process.
 //!
-//! The parts come in this order: [`checks`] (is what will be timed also right?), [`prefill`], [`decode`], [`memory`].
+//! The parts come in this order: [`memory`] (on a heap that nothing else has used), [`checks`] (is what will be timed
+//! also right?), [`prefill`], [`decode`].
 //! Each appends its samples one by one and skips those that are there, so that a stopped run can go on. [`tables`] turns
 //! samples into cells, beside those of [`baseline`], a file of another program's times.
 

@@ -143,7 +143,8 @@ fn measure(plan: &Plan, args: &EndToEndArgs, sink: &mut dyn SampleSink, context:
             status: &status,
         },
     };
-    for part in [Part::Checks, Part::Prefill, Part::Decode, Part::Memory] {
+    // Memory comes first: what later parts leave behind in the allocator would count as theirs.
+    for part in [Part::Memory, Part::Checks, Part::Prefill, Part::Decode] {
         if !args.measure.parts.contains(&part) {
             continue;
         }
