@@ -437,7 +437,7 @@ mod tests {
         ");
         insta::assert_snapshot!(told(&["--topk", "3"]), @r"
         error: unexpected argument '--topk' found
-          Usage: program [OPTIONS]
+          Usage: program --top-k <top-k>
         help: a similar argument exists: '--top-k'
         ");
         insta::assert_snapshot!(told(&["--top-k", "x"]), @r"

@@ -66,6 +66,8 @@ pub(super) fn read_text(path: &Path) -> Result<String> {
     })
 }
 
+const IDS_HELP: &str = "write ids as `1,5,7` or `[1, 5, 7]`, each from 0 to 4294967295, or name a file of them";
+
 /// Parses `1,5,7` (spaces and brackets allowed), or reads a file that holds such a list.
 pub(super) fn token_ids(argument: &str) -> Result<Vec<u32>> {
     let listed = |text: &str| -> Option<Vec<u32>> {
@@ -82,16 +84,16 @@ pub(super) fn token_ids(argument: &str) -> Result<Vec<u32>> {
     if let Some(ids) = listed(argument) {
         return Ok(ids);
     }
-    const HELP: &str = "write ids as `1,5,7` or `[1, 5, 7]`, each from 0 to 4294967295, or name a file of them";
     if !Path::new(argument).exists() {
         return Err(Error::user(format!(
             "`--token-ids {argument}` is neither a list of token ids nor an existing file"
         ))
-        .help(HELP));
+        .help(IDS_HELP));
     }
     let text = read_text(Path::new(argument))?;
-    listed(&text)
-        .ok_or_else(|| Error::user(format!("`--token-ids {argument}`: the file is not a list of token ids")).help(HELP))
+    listed(&text).ok_or_else(|| {
+        Error::user(format!("`--token-ids {argument}`: the file is not a list of token ids")).help(IDS_HELP)
+    })
 }
 
 /// One prompt given on the command line.

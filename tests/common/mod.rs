@@ -2,6 +2,9 @@
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
+pub mod program;
+pub mod tiny_model;
+
 use std::path::{Path, PathBuf};
 
 /// A path in the folder of development data, which is not part of the repository: `TOKSELECT_SHARED`, or `shared`
