@@ -96,11 +96,16 @@ pub fn main(arguments: Vec<OsString>) -> Result<Outcome> {
         interrupt,
         command_line,
     };
-    match cli.command {
-        Command::Infer(args) => infer::run(&args, &context),
-        Command::Bench(args) => bench::run(&args, &context),
-        Command::Tokenize(args) => tokenize::run(&args, &context),
-        Command::Doctor(args) => doctor::run(&args, &context),
+    // On a thread of the pool, parallel steps need no hand-over from outside; a decode step has over a hundred of them.
+    rayon::scope(|_| run(cli.command, &context))
+}
+
+fn run(command: Command, context: &Context) -> Result<Outcome> {
+    match command {
+        Command::Infer(args) => infer::run(&args, context),
+        Command::Bench(args) => bench::run(&args, context),
+        Command::Tokenize(args) => tokenize::run(&args, context),
+        Command::Doctor(args) => doctor::run(&args, context),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tokselect", &mut script);

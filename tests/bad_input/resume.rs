@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const ROWS: usize = 60;
+const ROWS: usize = 120;
 
 /// A model, a file of many prompts, and a run directory: long enough to be stopped midway, by work rather than sleep.
 struct World {
@@ -91,7 +91,7 @@ fn a_killed_run_resumes_to_the_answers_of_an_unbroken_one() {
     assert!(!world.output("killed").join("report.json").exists());
 
     // As if the last write had been cut in the middle of its line.
-    let torn = [&kept[..], br#"{"task":"infer","id":"row 59","config_h"#].concat();
+    let torn = [&kept[..], br#"{"task":"infer","id":"row 119","config_h"#].concat();
     std::fs::write(&samples, &torn).expect("writable");
     let resumed = succeeds(&mut world.command("killed"));
     assert!(resumed.stderr.contains("cut short"), "{}", resumed.stderr);

@@ -220,8 +220,9 @@ impl Task<'_> {
 
     /// Softmax weights of a tile in place, and the state brought to the new maxima.
     #[inline(always)]
-    fn update(
+    fn update<S: Simd>(
         &self,
+        simd: S,
         tile: &Range<usize>,
         visible: &[Range<usize>],
         stride: usize,
@@ -248,7 +249,7 @@ impl Task<'_> {
             };
             line[..low].fill(0.0);
             line[high..].fill(0.0);
-            state.sum[r] = state.sum[r] * keep + math::exp_sum(&mut line[low..high], max);
+            state.sum[r] = state.sum[r] * keep + math::exp_sum_simd(simd, &mut line[low..high], max);
             #[expect(clippy::float_cmp, reason = "exp(0) is exactly 1: the maximum has not moved")]
             if keep != 1.0 {
                 state.out[r * padded..][..padded].iter_mut().for_each(|o| *o *= keep);
@@ -351,7 +352,7 @@ impl WithSimd for Task<'_> {
             } else {
                 self.narrow_scores::<S, 16>(simd, n, stride, &queries, &mut scratch);
             }
-            self.update(&tile, &visible, stride, &mut scratch.weights, &mut state);
+            self.update(simd, &tile, &visible, stride, &mut scratch.weights, &mut state);
             let values = self.values(tile, padded, &mut scratch.values);
             let mut first = 0;
             while first < rows {

@@ -16,11 +16,12 @@ pub const PANEL: usize = 32;
 const TALL: usize = 14;
 /// The same for 16 registers (AVX2): 12 accumulators.
 const LOW: usize = 6;
-/// Rows that one task takes at most: a prefill chunk of 512 is two tasks, which read the weights once each.
+/// Rows that one task takes at most: a prefill chunk of 512 is two tasks, each with its rows of one pass (1 MiB) in L2.
 const BLOCK_ROWS: usize = 19 * TALL;
-/// Inputs per pass over the accumulators at most: a panel slice of 128 KiB stays in L2, and the widths of small models
-/// need one pass, so that results are written once.
+/// Inputs per pass over all panels at most.
 const DEPTH: usize = 1024;
+/// Inputs per micro kernel call: 32 KiB of a panel, which stay in L1 while all rows of the block go by.
+const SLICE: usize = 256;
 
 /// A weight matrix `[rows (out), cols (in)]` in panels.
 pub struct Packed {
@@ -184,6 +185,13 @@ fn kernel_rows(rows: usize, lanes: usize) -> usize {
     }
 }
 
+/// Reads one element of every cache line of the first `len` elements, so that they are in the cache when they are needed:
+/// a prefetch without intrinsics.
+#[inline(always)]
+fn touch(x: &[f32], len: usize) -> f32 {
+    x[..len.min(x.len())].chunks(16).map(|line| line[0]).sum()
+}
+
 /// One block of outputs: every row of `out` is a column range of the result.
 struct Block<'a, 'b> {
     /// Interleaved rows `[groups, cols, MR]`; a single row is as it is.
@@ -245,22 +253,34 @@ impl Block<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd, const MR: usize>(&mut self, simd: S) {
-        let columns = self.out.first().map_or(0, |row| row.len());
-        let cols = self.w.cols;
+        let (w, cols) = (self.w, self.w.cols);
+        let panels = self.out.first().map_or(0, |row| row.len()).div_ceil(PANEL);
+        let groups = self.out.len().div_ceil(MR);
         let even = cols.div_ceil(cols.div_ceil(DEPTH));
-        for k0 in (0..cols).step_by(even) {
-            let depth = even.min(cols - k0);
-            for p in 0..columns.div_ceil(PANEL) {
-                let panel = &self.w.panel(self.first_panel + p)[k0 * PANEL..][..depth * PANEL];
-                for (group, x) in self.x.chunks_exact(cols * MR).enumerate() {
-                    let (a, _) = x[k0 * MR..(k0 + depth) * MR].as_chunks::<MR>();
-                    for offset in self.offsets(p, 2 * S::F32_LANES) {
-                        let acc = packed_kernel::<S, MR, 2>(simd, a, panel, PANEL, offset);
-                        self.store(simd, acc, group * MR, p * PANEL + offset, k0 == 0);
+        let mut touched = 0.0;
+        for pass in (0..cols).step_by(even) {
+            let pass_end = (pass + even).min(cols);
+            for p in 0..panels {
+                let at = (self.first_panel + p) * PANEL * cols;
+                for k0 in (pass..pass_end).step_by(SLICE) {
+                    let depth = SLICE.min(pass_end - k0);
+                    let panel = &w.data[at + k0 * PANEL..][..depth * PANEL];
+                    // Panels lie one after the other, so what follows is what comes next.
+                    let next = w.data.get(at + (k0 + depth) * PANEL..).unwrap_or_default();
+                    let share = (SLICE * PANEL).div_ceil(groups);
+                    for (group, x) in self.x.chunks_exact(cols * MR).enumerate() {
+                        touched += touch(next.get(group * share..).unwrap_or_default(), share);
+                        let (a, _) = x[k0 * MR..(k0 + depth) * MR].as_chunks::<MR>();
+                        for offset in self.offsets(p, 2 * S::F32_LANES) {
+                            let acc = packed_kernel::<S, MR, 2>(simd, a, panel, PANEL, offset);
+                            self.store(simd, acc, group * MR, p * PANEL + offset, k0 == 0);
+                        }
                     }
                 }
             }
         }
+        // The loads are wanted for their effect on the cache; their sum must count as used.
+        std::hint::black_box(touched);
     }
 
     /// One row: the inputs are split over four sets of accumulators, so that the chain of additions does not bound the
@@ -327,7 +347,7 @@ pub fn linear(x: &[f32], rows: usize, w: &Packed, bias: Option<&[f32]>, accumula
     let row_blocks = rows.div_ceil(BLOCK_ROWS);
     let block_rows = rows.div_ceil(row_blocks).next_multiple_of(kernel_rows);
     let panels = w.rows.div_ceil(PANEL);
-    let column_blocks = (threads() * 4).div_ceil(row_blocks).min(panels);
+    let column_blocks = (threads() * 8).div_ceil(row_blocks).min(panels);
     let block_panels = panels.div_ceil(column_blocks);
     let per_row_block = panels.div_ceil(block_panels);
     let mut tiles: Vec<Vec<&mut [f32]>> = Vec::new();
