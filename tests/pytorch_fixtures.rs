@@ -1,4 +1,4 @@
-//! Selection and attention against values computed by PyTorch (`scripts/make_fixtures.py`), on both CPU backends.
+//! Selection and attention against values computed by `PyTorch` (`scripts/make_fixtures.py`), on both CPU backends.
 
 use serde::Deserialize;
 use std::collections::BTreeMap;

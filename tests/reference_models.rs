@@ -11,6 +11,7 @@ use tokselect::kernels::reference::Reference;
 use tokselect::model::checkpoint::Checkpoint;
 use tokselect::model::config::ModelConfig;
 use tokselect::model::decoder::{Decoder, Session, SessionLimits};
+use tokselect::model::tokenizer::{Tokenizer, TokenizerFiles};
 use tokselect::model::weights::ModelWeights;
 use tokselect::selection::{Phase, PolicyConfig, TokenSelectConfig};
 
@@ -201,4 +202,29 @@ fn a_budget_of_the_whole_text_is_dense_to_the_last_bit() {
             }
         }
     }
+}
+
+/// Known from the README of the model: greedy decoding from BOS.
+#[test]
+fn stories_open_with_their_known_sentence() {
+    let Some(dir) = common::shared("data/stories260K/hf") else {
+        return;
+    };
+    let decoder = load(Cpu, &dir);
+    let tokenizer = Tokenizer::load(TokenizerFiles {
+        tokenizer: &dir.join("tokenizer.json"),
+        tokenizer_config: Some(&dir.join("tokenizer_config.json")),
+    })
+    .expect("tokenizer");
+    let mut session = Session::new(&decoder, &PolicyConfig::Dense, limits(64));
+    let mut ids = vec![1];
+    session.forward(&ids, Phase::Prefill).expect("prefill");
+    for _ in 0..40 {
+        let next = argmax(&session.logits(0));
+        ids.push(next);
+        session.forward(&[next], Phase::Decode).expect("decode");
+    }
+    let text = tokenizer.decode(&ids, true).expect("text");
+    let opening = "Once upon a time, there was a little girl named Lily.";
+    assert!(text.starts_with(opening), "{text}");
 }

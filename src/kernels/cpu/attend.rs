@@ -21,7 +21,7 @@ const TASK_ROWS: usize = 768;
 /// Up to this many query rows are worth the decode form.
 const NARROW_ROWS: usize = 64;
 /// Keys per decode task.
-const SPLIT: usize = 1024;
+const SPLIT: usize = 512;
 /// Query rows of one narrow panel.
 const LANES: usize = 16;
 /// Distance of weight rows beyond the tile; keeps rows out of one L1 set.
