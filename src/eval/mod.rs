@@ -1,0 +1,10 @@
+//! Accuracy: tasks that ask, score and say how sure the score is.
+//!
+//! A [`Task`] makes (or loads) examples and scores answers; it knows nothing of models. Example `index` depends on the
+//! task's settings, the seed, the target length and `index` alone, so any example can be made again without those
+//! before it: this is what makes a run resumable and its memory flat. Adding a task: one file, one line in the registry,
+//! one README row.
+
+mod task;
+
+pub use task::{CountTokens, Example, Metric, Request, Task, WhitespaceTokens};
