@@ -1,5 +1,6 @@
 //! `tokselect bench`: one subcommand per thing that can be measured.
 
+mod demo_corpus;
 mod end_to_end;
 
 use super::Context;
@@ -18,10 +19,13 @@ pub struct BenchArgs {
 enum BenchCommand {
     /// Time prefill and decode steps of a whole model under several policies, with checks and memory
     EndToEnd(Box<end_to_end::EndToEndArgs>),
+    /// Make the text that the demo model is trained on
+    DemoCorpus(demo_corpus::DemoCorpusArgs),
 }
 
 pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<Outcome> {
     match &args.command {
         BenchCommand::EndToEnd(args) => end_to_end::run(args, context),
+        BenchCommand::DemoCorpus(args) => demo_corpus::run(args, context),
     }
 }
