@@ -260,6 +260,7 @@ def save(model, c, args, folder, vocabulary):
     tensors = {f"model.{k}": v.detach().to(torch.bfloat16).cpu().contiguous() for k, v in model.named_parameters()}
     partial = folder / "model.safetensors.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)
     partial.rename(folder / "model.safetensors")
     ids = json.loads((args.tokenizer / "tokenizer.json").read_text())["added_tokens"]
     ids = {token["content"]: token["id"] for token in ids}

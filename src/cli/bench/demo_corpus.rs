@@ -62,12 +62,7 @@ pub(super) fn run(args: &DemoCorpusArgs, context: &Context) -> Result<Outcome> {
     }
 }
 
-fn text(
-    args: &DemoCorpusArgs,
-    corpus: &Corpus,
-    range: std::ops::Range<usize>,
-    context: &Context,
-) -> Result<Outcome> {
+fn text(args: &DemoCorpusArgs, corpus: &Corpus, range: std::ops::Range<usize>, context: &Context) -> Result<Outcome> {
     let path = args.export.join("documents.jsonl");
     let file = std::fs::File::create(&path).map_err(|e| io_error("write", &path, &e))?;
     let mut file = std::io::BufWriter::new(file);
@@ -77,17 +72,28 @@ fn text(
             return Err(Error::interrupted(format!("`{}` is not complete", path.display())));
         }
         let part = start..range.end.min(start + SHARD_DOCUMENTS);
-        let lines: Vec<String> = part.clone().into_par_iter().map(|index| line(&corpus.document(index), index)).collect();
-        file.write_all(lines.concat().as_bytes()).map_err(|e| io_error("write", &path, &e))?;
+        let lines: Vec<String> = part
+            .clone()
+            .into_par_iter()
+            .map(|index| line(&corpus.document(index), index))
+            .collect();
+        file.write_all(lines.concat().as_bytes())
+            .map_err(|e| io_error("write", &path, &e))?;
         bar.advance(part.len() as u64);
     }
     file.flush().map_err(|e| io_error("write", &path, &e))?;
     drop(bar);
-    context.printer.line(&format!("{} documents in {}", range.len(), path.display()))
+    context
+        .printer
+        .line(&format!("{} documents in {}", range.len(), path.display()))
 }
 
 fn line(document: &Document, index: usize) -> String {
-    let stretches: Vec<_> = document.ends().iter().map(|&(end, weight)| (end, weight as u8)).collect();
+    let stretches: Vec<_> = document
+        .ends()
+        .iter()
+        .map(|&(end, weight)| (end, weight as u8))
+        .collect();
     format!(
         "{}\n",
         json!({"index": index, "kind": document.kind, "text": document.text(), "stretches": stretches})
@@ -118,7 +124,10 @@ fn shards(
     let (mut tokens, mut left_out, mut slots) = (0, 0, 0);
     for start in range.clone().step_by(SHARD_DOCUMENTS) {
         if context.interrupt.is_raised() {
-            return Err(Error::interrupted(format!("whole shards are kept in `{}`", args.export.display())));
+            return Err(Error::interrupted(format!(
+                "whole shards are kept in `{}`",
+                args.export.display()
+            )));
         }
         let part = start..range.end.min(start + SHARD_DOCUMENTS);
         let length = part.len() as u64;

@@ -46,7 +46,10 @@ impl Problem {
     }
 
     fn more_and_fewer(rng: &mut ChaCha8Rng) -> Self {
-        let (name, things) = (word(["girl", "boy"].choose(rng).expect("two"), rng), word("plural", rng));
+        let (name, things) = (
+            word(["girl", "boy"].choose(rng).expect("two"), rng),
+            word("plural", rng),
+        );
         let (start, more) = (rng.random_range(3..60), rng.random_range(2..40));
         let fewer = rng.random_range(1..more);
         let got = ["buys", "finds", "gets"].choose(rng).expect("three");
@@ -59,7 +62,10 @@ impl Problem {
             answer: start + more - fewer,
             ways: vec![
                 vec![
-                    format!("Start with {start} {things} and add {more}: {}.", equation(start, '+', more)),
+                    format!(
+                        "Start with {start} {things} and add {more}: {}.",
+                        equation(start, '+', more)
+                    ),
                     format!("Take away {fewer}: {}.", equation(start + more, '-', fewer)),
                 ],
                 vec![
@@ -67,7 +73,10 @@ impl Problem {
                     format!("Add the change to {start}: {}.", equation(start, '+', more - fewer)),
                 ],
                 vec![
-                    format!("First take away {fewer} from the new ones: {}.", equation(more, '-', fewer)),
+                    format!(
+                        "First take away {fewer} from the new ones: {}.",
+                        equation(more, '-', fewer)
+                    ),
                     format!("Then count all: {}.", equation(more - fewer, '+', start)),
                 ],
             ],
@@ -102,7 +111,11 @@ impl Problem {
 
     fn boxes(rng: &mut ChaCha8Rng) -> Self {
         let (job, things) = (word("job", rng), word("plural", rng));
-        let (boxes, each, loose) = (rng.random_range(2..10), rng.random_range(2..12), rng.random_range(1..20));
+        let (boxes, each, loose) = (
+            rng.random_range(2..10),
+            rng.random_range(2..12),
+            rng.random_range(1..20),
+        );
         let sum = vec![each.to_string(); boxes as usize].join(" + ");
         Self {
             question: format!(
@@ -120,7 +133,10 @@ impl Problem {
                     format!("Then add {loose}: {}.", equation(boxes * each, '+', loose)),
                 ],
                 vec![
-                    format!("There are {loose} on the table and {} in the bags.", equation(boxes, '*', each)),
+                    format!(
+                        "There are {loose} on the table and {} in the bags.",
+                        equation(boxes, '*', each)
+                    ),
                     format!("Together that is {}.", equation(loose, '+', boxes * each)),
                 ],
             ],
@@ -156,7 +172,10 @@ impl Problem {
     }
 
     fn price(rng: &mut ChaCha8Rng) -> Self {
-        let (name, things) = (word(["girl", "boy"].choose(rng).expect("two"), rng), word("plural", rng));
+        let (name, things) = (
+            word(["girl", "boy"].choose(rng).expect("two"), rng),
+            word("plural", rng),
+        );
         let (count, price) = (rng.random_range(2..10), rng.random_range(2..10));
         let paid = count * price + rng.random_range(1..30);
         Self {
@@ -187,7 +206,9 @@ impl Problem {
 fn write_step(document: &mut Document, step: &str) {
     match step.rfind("= ") {
         Some(at) => {
-            let digits = step[at + 2..].find(|c: char| !c.is_ascii_digit() && c != '-').map_or(step.len(), |n| at + 2 + n);
+            let digits = step[at + 2..]
+                .find(|c: char| !c.is_ascii_digit() && c != '-')
+                .map_or(step.len(), |n| at + 2 + n);
             document.push(&step[..=at], Weight::Language);
             document.push(&step[at + 1..digits], Weight::Fact);
             document.push(&step[digits..], Weight::Language);
@@ -282,7 +303,9 @@ mod tests {
             .map(|(at, _)| {
                 let part = |c: char| c.is_ascii_digit() || " +-*/".contains(c);
                 let left = text[..at].rfind(|c| !part(c)).map_or(0, |n| n + 1);
-                let right = text[at + 3..].find(|c: char| !c.is_ascii_digit()).map_or(text.len(), |n| at + 3 + n);
+                let right = text[at + 3..]
+                    .find(|c: char| !c.is_ascii_digit())
+                    .map_or(text.len(), |n| at + 3 + n);
                 text[left..right].trim_start_matches([' ', '*']).to_owned()
             })
             .collect()
@@ -306,14 +329,23 @@ mod tests {
             let mut starts: Vec<&str> = problem.ways.iter().filter_map(|way| way[0].split(' ').next()).collect();
             starts.sort_unstable();
             starts.dedup();
-            assert_eq!(starts.len(), problem.ways.len(), "ways begin differently: {:?}", problem.ways);
+            assert_eq!(
+                starts.len(),
+                problem.ways.len(),
+                "ways begin differently: {:?}",
+                problem.ways
+            );
         }
     }
 
     #[test]
     fn every_drill_holds() {
         let mut rng = stream_rng(3, "test");
-        let wish = Wish { tokens: 300, single_question: false, torn: false };
+        let wish = Wish {
+            tokens: 300,
+            single_question: false,
+            torn: false,
+        };
         for _ in 0..200 {
             assert!(drill(wish, &mut rng).text().lines().all(holds));
         }

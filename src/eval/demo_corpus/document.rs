@@ -80,27 +80,30 @@ impl Document {
     }
 }
 
-/// About how many tokens the demo tokenizer makes of `text`: digits and signs one each, a word one for every five
-/// letters begun. Documents are cut to length by this, so that making them needs no tokenizer.
+/// About how many tokens the demo tokenizer makes of `text`: digits, signs, runs of capitals and the letters of uuids one
+/// each, a word one for every five letters begun. Documents are cut to length by this, so that making them needs no
+/// tokenizer.
 pub fn estimated_tokens(text: &str) -> usize {
-    let mut tokens = 0;
-    let mut letters = 0;
+    let bytes = text.as_bytes();
+    let digit_at = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
+    let (mut tokens, mut at) = (0, 0);
     let mut after_space = false;
-    for byte in text.bytes() {
-        if byte.is_ascii_alphabetic() {
-            tokens += usize::from(letters % 5 == 0);
-            letters += 1;
-            after_space = false;
-            continue;
-        }
-        letters = 0;
-        if byte == b' ' {
-            after_space = true;
-            continue;
-        }
-        // A space before a word or a sign belongs to its token, one before a digit does not.
-        tokens += 1 + usize::from(after_space && byte.is_ascii_digit());
+    while at < bytes.len() {
+        let run = bytes[at..].iter().take_while(|byte| byte.is_ascii_alphabetic()).count();
+        let capitals = bytes[at..at + run.min(2)]
+            .iter()
+            .filter(|byte| byte.is_ascii_uppercase())
+            .count();
+        // A space before a word or a sign belongs to its token; before what stands alone it is one itself.
+        let space = usize::from(after_space);
         after_space = false;
+        match bytes[at] {
+            b' ' => after_space = true,
+            _ if run == 0 => tokens += 1 + if digit_at(at) { space } else { 0 },
+            _ if capitals > 1 || digit_at(at + run) || at > 0 && digit_at(at - 1) => tokens += run + space,
+            _ => tokens += run.div_ceil(5),
+        }
+        at += run.max(1);
     }
     tokens
 }
@@ -123,6 +126,8 @@ mod tests {
     #[test]
     fn estimates_count_digits_and_words() {
         assert_eq!(estimated_tokens("The cat is 42."), 3 + 1 + 2 + 1);
+        assert_eq!(estimated_tokens("a VAR ABC b"), 1 + 4 + 4 + 1);
+        assert_eq!(estimated_tokens("12ab-ab34"), 4 + 1 + 4);
         assert_eq!(estimated_tokens(""), 0);
     }
 }

@@ -144,7 +144,9 @@ mod tests {
             tear(&mut items, &mut rng);
             let mut document = Document::new(Kind::Needle);
             write(&items, "\n", &mut document);
-            let at: Vec<_> = (0..3).map(|n| document.text().find(&format!("key{n} is value."))).collect();
+            let at: Vec<_> = (0..3)
+                .map(|n| document.text().find(&format!("key{n} is value.")))
+                .collect();
             assert!(at.iter().all(Option::is_some) && at.is_sorted(), "{}", document.text());
         }
     }

@@ -33,13 +33,19 @@ impl Category {
         let wanted = normalised(name);
         let alias = self.aliases.iter().find(|(alias, _)| normalised(alias) == wanted);
         let wanted = alias.map_or(wanted, |(_, member)| normalised(member));
-        self.answers.iter().find(|answer| normalised(answer) == wanted).map(String::as_str)
+        self.answers
+            .iter()
+            .find(|answer| normalised(answer) == wanted)
+            .map(String::as_str)
     }
 }
 
 /// Lower case, letters and digits only.
 pub fn normalised(name: &str) -> String {
-    name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    name.chars()
+        .filter(|c| c.is_alphanumeric())
+        .flat_map(char::to_lowercase)
+        .collect()
 }
 
 macro_rules! categories {
@@ -52,7 +58,9 @@ macro_rules! categories {
 pub static CATEGORIES: LazyLock<Vec<Category>> = LazyLock::new(|| {
     FILES
         .iter()
-        .map(|(name, text)| serde_json::from_str(text).unwrap_or_else(|error| panic!("datasets/knowledge/{name}: {error}")))
+        .map(|(name, text)| {
+            serde_json::from_str(text).unwrap_or_else(|error| panic!("datasets/knowledge/{name}: {error}"))
+        })
         .collect()
 });
 
@@ -118,7 +126,10 @@ pub(super) fn list(wish: Wish, rng: &mut ChaCha8Rng) -> Document {
     document.push(&format!(" {}", category.category), Weight::Unpredictable);
     document.push(".", Weight::Wording);
     form.answer(&mut document);
-    document.push(if form.is_chat() { "Answer:\n" } else { "\n\nAnswer:\n" }, Weight::Wording);
+    document.push(
+        if form.is_chat() { "Answer:\n" } else { "\n\nAnswer:\n" },
+        Weight::Wording,
+    );
     let mut members: Vec<&String> = category.answers.iter().collect();
     members.shuffle(rng);
     let most = members.len().min(rng.random_range(5..=40)).min(wish.tokens / 9);

@@ -48,7 +48,10 @@ impl Encoder {
             ))
             .help("pass the demo model's, `models/demo/tokenizer.json`"));
         }
-        if let Some(missing) = SPECIAL_TOKENS.iter().find(|token| tokenizer.token_to_id(token).is_none()) {
+        if let Some(missing) = SPECIAL_TOKENS
+            .iter()
+            .find(|token| tokenizer.token_to_id(token).is_none())
+        {
             return Err(Error::user(format!("the tokenizer has no token `{missing}`"))
                 .help("pass the demo model's, `models/demo/tokenizer.json`"));
         }
@@ -119,7 +122,10 @@ pub fn shard(corpus: &Corpus, encoder: &Encoder, range: std::ops::Range<usize>, 
     let documents: Vec<Encoded> = range
         .into_par_iter()
         // A tokenizer's cache is shared by those who use it; a thread with its own does not wait.
-        .map_init(|| encoder.clone(), |encoder, index| encoder.encode(&corpus.document(index)))
+        .map_init(
+            || encoder.clone(),
+            |encoder, index| encoder.encode(&corpus.document(index)),
+        )
         .collect::<Result<_>>()?;
     let mut rng = stream_rng(corpus.seed, &name);
     let (mut packed, left_out) = best_fit(&documents, window);
@@ -220,6 +226,9 @@ mod tests {
         assert_eq!(left_out, 200 - fitting.len());
         let used = |row: &Vec<usize>| row.iter().map(|&n| documents[n].ids.len() + 1).sum::<usize>();
         assert!(rows.iter().all(|row| used(row) <= 100));
-        assert!(rows.iter().map(used).sum::<usize>() * 100 > rows.len() * 100 * 90, "rows are filled");
+        assert!(
+            rows.iter().map(used).sum::<usize>() * 100 > rows.len() * 100 * 90,
+            "rows are filled"
+        );
     }
 }

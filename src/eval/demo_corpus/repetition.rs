@@ -37,7 +37,9 @@ impl Material {
             Self::Hexadecimal => format!(" {}", words::uuid(rng)),
             Self::Letters => {
                 let letters = rng.random_range(1..=6);
-                let letters: String = (0..letters).map(|_| char::from(rng.random_range(b'A'..=b'Z'))).collect();
+                let letters: String = (0..letters)
+                    .map(|_| char::from(rng.random_range(b'A'..=b'Z')))
+                    .collect();
                 format!(" {letters}")
             }
             Self::Everything => match rng.random_range(0..7) {
@@ -77,7 +79,14 @@ fn periodic(wish: Wish, rng: &mut ChaCha8Rng) -> Document {
     }
     let passes = (wish.tokens / tokens).max(2);
     for pass in 0..passes {
-        document.push(&segment, if pass == 0 { Weight::Unpredictable } else { Weight::Repeated });
+        document.push(
+            &segment,
+            if pass == 0 {
+                Weight::Unpredictable
+            } else {
+                Weight::Repeated
+            },
+        );
     }
     document
 }
@@ -95,7 +104,14 @@ fn returning(wish: Wish, rng: &mut ChaCha8Rng) -> Document {
             for (index, unit) in again.into_iter().enumerate() {
                 tokens += estimated_tokens(&unit);
                 // The first two do not say yet what comes again.
-                document.push(&unit, if index < 2 { Weight::Unpredictable } else { Weight::Repeated });
+                document.push(
+                    &unit,
+                    if index < 2 {
+                        Weight::Unpredictable
+                    } else {
+                        Weight::Repeated
+                    },
+                );
                 units.push(unit);
             }
         } else {

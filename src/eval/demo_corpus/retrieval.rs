@@ -89,7 +89,11 @@ impl Setting {
             }
             _ => Self {
                 filler: Some(Filler::any(rng)),
-                values: if rng.random_ratio(1, 3) { Look::Uuids } else { Look::Numbers },
+                values: if rng.random_ratio(1, 3) {
+                    Look::Uuids
+                } else {
+                    Look::Numbers
+                },
                 ..numbers
             },
         }
@@ -99,7 +103,10 @@ impl Setting {
 /// A needle in RULER's wording.
 fn needle(values: Look, key: &str, value: &str) -> Item {
     vec![
-        (format!("One of the special magic {} for", values.plural()), Weight::Wording),
+        (
+            format!("One of the special magic {} for", values.plural()),
+            Weight::Wording,
+        ),
         (format!(" {key}"), Weight::Unpredictable),
         (" is:".to_owned(), Weight::Wording),
         (format!(" {value}"), Weight::Unpredictable),
@@ -232,12 +239,21 @@ fn listed(items: &[&str]) -> String {
 
 /// A wording for hiding and asking: `{k}` the key, `{v}` the value, which ends the answer.
 const WORDINGS: [(&str, &str); 8] = [
-    ("One of the special magic numbers for {k} is: {v}.", "What is the special magic number for {k} mentioned in the provided text? The special magic number for {k} mentioned in the provided text is {v}"),
-    ("The code of {k} is {v}.", "What is the code of {k}? The code of {k} is {v}"),
+    (
+        "One of the special magic numbers for {k} is: {v}.",
+        "What is the special magic number for {k} mentioned in the provided text? The special magic number for {k} mentioned in the provided text is {v}",
+    ),
+    (
+        "The code of {k} is {v}.",
+        "What is the code of {k}? The code of {k} is {v}",
+    ),
     ("Remember that {k} has the number {v}.", "The number of {k} is {v}"),
     ("{k}: {v}.", "{k}: {v}"),
     ("{k} = {v}.", "The value of {k} is {v}"),
-    ("You should know that {k} goes with {v}.", "Question: what goes with {k}? Answer: {v}"),
+    (
+        "You should know that {k} goes with {v}.",
+        "Question: what goes with {k}? Answer: {v}",
+    ),
     ("The secret of {k} is {v}.", "Tell me the secret of {k}. It is {v}"),
     ("Line {k} says {v}.", "What does line {k} say? It says {v}"),
 ];
@@ -332,7 +348,11 @@ pub(super) fn passkey(kind: Kind, wish: Wish, rng: &mut ChaCha8Rng) -> Document 
     } else if rng.random_bool(0.7) {
         let run = rng.random_range(1..=4);
         let distinct = words::number(10 / run.max(1) as u32, rng);
-        distinct.chars().flat_map(|digit| std::iter::repeat_n(digit, run)).take(10).collect()
+        distinct
+            .chars()
+            .flat_map(|digit| std::iter::repeat_n(digit, run))
+            .take(10)
+            .collect()
     } else {
         words::number(10, rng)
     };
@@ -343,7 +363,11 @@ pub(super) fn passkey(kind: Kind, wish: Wish, rng: &mut ChaCha8Rng) -> Document 
         (format!(" {value}"), Weight::Repeated),
         (format!(" is the {name}."), Weight::Wording),
     ];
-    let kind_of_filler = if rng.random_bool(0.7) { Filler::Noise } else { Filler::any(rng) };
+    let kind_of_filler = if rng.random_bool(0.7) {
+        Filler::Noise
+    } else {
+        Filler::any(rng)
+    };
     let budget = wish.tokens.saturating_sub(100);
     let mut items = hide(filler(kind_of_filler, budget, rng), vec![needle], rng);
     if wish.torn {
@@ -380,7 +404,11 @@ pub(super) fn passkey(kind: Kind, wish: Wish, rng: &mut ChaCha8Rng) -> Document 
 pub(super) fn key_value(wish: Wish, rng: &mut ChaCha8Rng) -> Document {
     const PAIR_TOKENS: usize = 82;
     const QUESTION_TOKENS: usize = 170;
-    let more = if wish.single_question { 0 } else { rng.random_range(0..3) };
+    let more = if wish.single_question {
+        0
+    } else {
+        rng.random_range(0..3)
+    };
     let pairs = (wish.tokens.saturating_sub(QUESTION_TOKENS + more * 60) / PAIR_TOKENS).max(2);
     let keys = words::distinct(pairs, || words::uuid(rng));
     let pairs: Vec<(String, String)> = keys.into_iter().map(|key| (key, words::uuid(rng))).collect();
@@ -410,7 +438,14 @@ pub(super) fn key_value(wish: Wish, rng: &mut ChaCha8Rng) -> Document {
             form.next_question(&mut document);
         }
         document.push("Key: \"", Weight::Wording);
-        document.push(key, if turn == 0 { Weight::Repeated } else { Weight::Unpredictable });
+        document.push(
+            key,
+            if turn == 0 {
+                Weight::Repeated
+            } else {
+                Weight::Unpredictable
+            },
+        );
         document.push("\"\nThe value associated with the specified key is:", Weight::Wording);
         form.answer(&mut document);
         let quoted = rng.random_bool(0.5);
@@ -426,7 +461,11 @@ pub(super) fn key_value(wish: Wish, rng: &mut ChaCha8Rng) -> Document {
 
 /// RULER's variable tracking: a chain of assignments in noise, after a short solved example.
 pub(super) fn variable_tracking(wish: Wish, rng: &mut ChaCha8Rng) -> Document {
-    let hops = if wish.single_question { 4 } else { rng.random_range(1..=4) };
+    let hops = if wish.single_question {
+        4
+    } else {
+        rng.random_range(1..=4)
+    };
     let example = wish.tokens > 330 && (wish.single_question || rng.random_bool(0.5));
     let mut document = Document::new(Kind::VariableTracking);
     let form = Form::of(wish, rng);
@@ -434,11 +473,31 @@ pub(super) fn variable_tracking(wish: Wish, rng: &mut ChaCha8Rng) -> Document {
     let mut rest = wish.tokens.saturating_sub(40);
     if example {
         let used = 200.min(rest / 3);
-        chain(&mut document, Form::Completion, Chain { letters: 3, hops, tokens: used, torn: false }, rng);
+        chain(
+            &mut document,
+            Form::Completion,
+            Chain {
+                letters: 3,
+                hops,
+                tokens: used,
+                torn: false,
+            },
+            rng,
+        );
         document.push("\n\n", Weight::Wording);
         rest -= used;
     }
-    chain(&mut document, form, Chain { letters: 5, hops, tokens: rest, torn: wish.torn }, rng);
+    chain(
+        &mut document,
+        form,
+        Chain {
+            letters: 5,
+            hops,
+            tokens: rest,
+            torn: wish.torn,
+        },
+        rng,
+    );
     form.close(&mut document);
     document
 }
@@ -453,7 +512,9 @@ struct Chain {
 fn chain(document: &mut Document, form: Form, chain: Chain, rng: &mut ChaCha8Rng) {
     const ASK_TOKENS: usize = 75;
     let names = words::distinct(chain.hops + 1, || {
-        (0..chain.letters).map(|_| char::from(rng.random_range(b'A'..=b'Z'))).collect()
+        (0..chain.letters)
+            .map(|_| char::from(rng.random_range(b'A'..=b'Z')))
+            .collect()
     });
     let value = words::number(5, rng);
     let mut assignments: Vec<Item> = Vec::new();
@@ -483,7 +544,10 @@ fn chain(document: &mut Document, form: Form, chain: Chain, rng: &mut ChaCha8Rng
         Weight::Wording,
     );
     haystack::write(&items, "\n", document);
-    document.push("\nQuestion: Find all variables that are assigned the value", Weight::Wording);
+    document.push(
+        "\nQuestion: Find all variables that are assigned the value",
+        Weight::Wording,
+    );
     document.push(&format!(" {value}"), Weight::Unpredictable);
     document.push(" in the text above.", Weight::Wording);
     form.answer(document);
