@@ -23,7 +23,7 @@ pub mod terminal;
 
 pub use measured::{Measured, OUT_OF_MEMORY};
 pub use run_directory::RunDirectory;
-pub use samples::{MemorySink, Sample, SampleKey, SampleSink};
+pub use samples::{KeySink, MemorySink, Sample, SampleSink};
 pub use table::{Cell, Column, MissingCell, Table};
 
 use crate::bench::statistics::Summary;
