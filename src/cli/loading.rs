@@ -7,13 +7,16 @@ use crate::error::{Error, Result};
 use crate::hub::{HubOptions, ModelFiles, Need, SourceRecord, resolve};
 use crate::kernels::Backend;
 use crate::kernels::cpu::Cpu;
+use crate::model::chat_template::{ChatTemplate, ChatTemplateChoice, ChatTemplateFiles};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, SessionLimits};
+use crate::model::generation_config::GenerationConfig;
 use crate::model::memory_plan::{MemoryPlan, available_bytes};
+use crate::model::tokenizer::{Tokenizer, TokenizerFiles};
 use crate::model::weights::{ModelWeights, RandomWeights, TensorSource, tensor_specs};
 use crate::selection::PolicyConfig;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A model whose files were found and whose config was read; its weights are still on disk.
 pub(super) struct Located {
@@ -39,6 +42,58 @@ pub(super) fn locate(args: &ModelArgs, tokenizer: bool, context: &Context) -> Re
     let files = resolve(reference, need, &options)?;
     let config = ModelConfig::load(&files.config)?;
     Ok(Located { files, config })
+}
+
+/// What turns text into ids and back, and what ends a text.
+pub(super) struct Language {
+    /// `None` for a model without one.
+    pub tokenizer: Option<Tokenizer>,
+    /// `None` for plain text.
+    pub template: Option<ChatTemplate>,
+    /// Ids that end a text; empty to ignore them.
+    pub eos: Vec<u32>,
+}
+
+/// Reads the tokenizer, checks it against the model, and reads the template that `choice` asks for.
+pub(super) fn language(located: &Located, choice: &ChatTemplateChoice, ignore_eos: bool) -> Result<Language> {
+    let Located { files, config } = located;
+    let tokenizer = files
+        .tokenizer
+        .as_deref()
+        .map(|path| {
+            let tokenizer = Tokenizer::load(TokenizerFiles {
+                tokenizer: path,
+                tokenizer_config: files.tokenizer_config.as_deref(),
+            })?;
+            tokenizer.check_against_model_vocab(config.vocab_size)?;
+            Ok::<_, Error>(tokenizer)
+        })
+        .transpose()?;
+    let generation = GenerationConfig::load(files.generation_config.as_deref(), &files.config)?;
+    let eos = match (ignore_eos, generation.eos_token_ids.as_slice()) {
+        (true, _) => Vec::new(),
+        (false, []) => tokenizer
+            .as_ref()
+            .and_then(Tokenizer::eos_token_id)
+            .into_iter()
+            .collect(),
+        (false, ids) => ids.to_vec(),
+    };
+    let is_jinja = |path: &Path| path.extension().is_some_and(|e| e == "jinja");
+    let chat_file = files.chat_template.as_deref();
+    let template = ChatTemplate::choose(
+        choice,
+        ChatTemplateFiles {
+            jinja: chat_file.filter(|p| is_jinja(p)),
+            tokenizer_config: files.tokenizer_config.as_deref(),
+            json: chat_file.filter(|p| !is_jinja(p)),
+        },
+    )?;
+    Ok(Language {
+        tokenizer,
+        template,
+        eos,
+    })
 }
 
 /// A built-in shape in the place of a model: a config, no files.
