@@ -5,6 +5,9 @@
 //! before it: this is what makes a run resumable and its memory flat. Adding a task: one file, one line in the registry,
 //! one README row.
 
+pub mod passkey;
+pub mod runner;
+pub mod statistics;
 mod task;
 
 pub use task::{CountTokens, Example, Metric, Request, Task, WhitespaceTokens};

@@ -97,6 +97,19 @@ pub trait Task: Send + Sync {
     /// Makes or loads one example.
     fn example(&self, request: &Request<'_>) -> Result<Example>;
 
+    /// The example as a line of the benchmark's own data files, in their field names, for `--export`; `tokens` is the
+    /// length of prompt, answer prefix and [`Task::max_new_tokens`] together.
+    fn exported(&self, index: usize, example: &Example, tokens: usize) -> serde_json::Value {
+        // RULER's names, which its own evaluation scripts and several others read.
+        serde_json::json!({
+            "index": index,
+            "input": example.prompt,
+            "outputs": example.answers,
+            "length": tokens,
+            "answer_prefix": example.answer_prefix,
+        })
+    }
+
     /// Scores an answer, each between 0 and 1, one per metric.
     fn score(&self, example: &Example, answer: &str) -> Vec<f64>;
 }
