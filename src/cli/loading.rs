@@ -26,7 +26,6 @@ pub(super) struct Located {
 
 /// Finds the files of the model and reads its config. With random weights no weight file is needed.
 pub(super) fn locate(args: &ModelArgs, tokenizer: bool, context: &Context) -> Result<Located> {
-    let reference = args.reference()?;
     args.check_device()?;
     let need = match (args.random_weights.is_some(), tokenizer) {
         (true, true) => Need::ConfigAndTokenizer,
@@ -34,6 +33,16 @@ pub(super) fn locate(args: &ModelArgs, tokenizer: bool, context: &Context) -> Re
         (false, true) => Need::All,
         (false, false) => Need::ConfigAndWeights,
     };
+    locate_parts(args, need, context)
+}
+
+/// As [`locate`], for text without a run: config and tokenizer only.
+pub(super) fn locate_tokenizer(args: &ModelArgs, context: &Context) -> Result<Located> {
+    locate_parts(args, Need::ConfigAndTokenizer, context)
+}
+
+fn locate_parts(args: &ModelArgs, need: Need, context: &Context) -> Result<Located> {
+    let reference = args.reference()?;
     let options = HubOptions {
         revision: args.revision.clone(),
         offline: args.offline,

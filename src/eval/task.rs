@@ -97,17 +97,18 @@ pub trait Task: Send + Sync {
     /// Makes or loads one example.
     fn example(&self, request: &Request<'_>) -> Result<Example>;
 
-    /// The example as a line of the benchmark's own data files, in their field names, for `--export`; `tokens` is the
-    /// length of prompt, answer prefix and [`Task::max_new_tokens`] together.
-    fn exported(&self, index: usize, example: &Example, tokens: usize) -> serde_json::Value {
-        // RULER's names, which its own evaluation scripts and several others read.
-        serde_json::json!({
-            "index": index,
+    /// The example as a line of the benchmark's own data files, in their field names, for `--export`. `request` is the
+    /// one that it was made by.
+    fn exported(&self, request: &Request<'_>, example: &Example) -> Result<serde_json::Value> {
+        let text = [example.prompt.as_str(), &example.answer_prefix].concat();
+        // RULER's names, which several other scripts read; a benchmark with names of its own overrides this.
+        Ok(serde_json::json!({
+            "index": request.index,
             "input": example.prompt,
             "outputs": example.answers,
-            "length": tokens,
+            "length": request.tokens.count(&text)? + self.max_new_tokens(),
             "answer_prefix": example.answer_prefix,
-        })
+        }))
     }
 
     /// Scores an answer, each between 0 and 1, one per metric.

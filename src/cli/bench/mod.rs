@@ -1,5 +1,6 @@
 //! `tokselect bench`: one subcommand per thing that can be measured.
 
+mod accuracy;
 mod end_to_end;
 
 use super::Context;
@@ -18,10 +19,13 @@ pub struct BenchArgs {
 enum BenchCommand {
     /// Time prefill and decode steps of a whole model under several policies, with checks and memory
     EndToEnd(Box<end_to_end::EndToEndArgs>),
+    /// Find a five-digit key in repeated sentences, by length, depth and policy
+    Passkey(Box<accuracy::AccuracyArgs>),
 }
 
 pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<Outcome> {
     match &args.command {
         BenchCommand::EndToEnd(args) => end_to_end::run(args, context),
+        BenchCommand::Passkey(args) => accuracy::run(accuracy::passkey(), args, context),
     }
 }

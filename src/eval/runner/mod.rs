@@ -86,15 +86,15 @@ impl Grid {
         self.variants.len() * self.cells.iter().map(|cell| cell.samples).sum::<usize>()
     }
 
-    /// Makes example `index` of `cell`.
-    pub fn example(&self, cell: &Cell, index: usize, tokens: &dyn CountTokens) -> Result<Example> {
-        self.tasks[cell.task].example(&Request {
+    /// Which example `index` of `cell` is.
+    pub fn request<'a>(&self, cell: &Cell, index: usize, tokens: &'a dyn CountTokens) -> Request<'a> {
+        Request {
             index,
             length: cell.length.map(|length| length.saturating_sub(self.overhead_tokens)),
             depth: cell.depth,
             seed: self.seed,
             tokens,
-        })
+        }
     }
 
     /// Name of a sample within its task.
@@ -189,7 +189,7 @@ pub fn run(
                 if watch.stopped() {
                     return Ok((records, true));
                 }
-                let example = grid.example(cell, index, tokens)?;
+                let example = task.example(&grid.request(cell, index, tokens))?;
                 let question = Question {
                     example: &example,
                     max_new_tokens: task.max_new_tokens(),
