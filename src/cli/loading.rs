@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::hub::{HubOptions, ModelFiles, Need, SourceRecord, resolve};
 use crate::kernels::Backend;
 use crate::kernels::cpu::Cpu;
+use crate::manifest::{FileRecord, Manifest};
 use crate::model::chat_template::{ChatTemplate, ChatTemplateChoice, ChatTemplateFiles};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::ModelConfig;
@@ -15,6 +16,7 @@ use crate::model::generation_config::GenerationConfig;
 use crate::model::memory_plan::{MemoryPlan, available_bytes};
 use crate::model::tokenizer::{Tokenizer, TokenizerFiles};
 use crate::model::weights::{ModelWeights, RandomWeights, TensorSource, tensor_specs};
+use crate::report::Measured;
 use crate::selection::PolicyConfig;
 use std::path::{Path, PathBuf};
 
@@ -103,6 +105,28 @@ pub(super) fn language(located: &Located, choice: &ChatTemplateChoice, ignore_eo
         template,
         eos,
     })
+}
+
+/// Records tokenizer and template, and the hashes of the model's files where the report stays.
+pub(super) fn fill_manifest(
+    manifest: &mut Manifest,
+    located: &Located,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    hash_files: bool,
+) -> Result<()> {
+    if hash_files {
+        // This reads every byte of the model.
+        for path in located.files.weights.iter().chain([&located.files.config]) {
+            manifest.model_files.push(FileRecord::of(path)?);
+        }
+    }
+    manifest.tokenizer_sha256 = Measured::Value(tokenizer.hash().to_owned());
+    manifest.chat_template_sha256 = template.map_or_else(
+        || Measured::missing("no chat template"),
+        |template| Measured::Value(template.hash().to_owned()),
+    );
+    Ok(())
 }
 
 /// A built-in shape in the place of a model: a config, no files.

@@ -6,6 +6,7 @@
 //! one README row.
 
 pub mod passkey;
+pub mod perplexity;
 pub mod runner;
 pub mod statistics;
 mod task;

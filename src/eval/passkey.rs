@@ -1,7 +1,7 @@
 //! The passkey task: a five-digit key somewhere in repeated sentences (Mohtashami and Jaggi, arXiv 2305.16300, §4.2).
 //!
-//! The layout is the published one: instruction, noise, the sentence with the key, noise, question. The noise is a group
-//! of four short sentences, repeated; the text is as long in tokens as asked for, to within one group.
+//! The layout is the published one: instruction, noise, the sentence with the key, noise, question. The noise is five short
+//! sentences in turns; the text is as long in tokens as asked for, to within one sentence.
 
 use super::task::{CountTokens, Example, Metric, Request, Task};
 use crate::error::{Error, Result};
@@ -12,7 +12,13 @@ use serde_json::json;
 const INSTRUCTION: &str = "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. \
                            I will quiz you about the important information there.";
 /// Literally as published, because its repetition is what makes the task.
-const NOISE: &str = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.";
+const NOISE: [&str; 5] = [
+    "The grass is green.",
+    "The sky is blue.",
+    "The sun is yellow.",
+    "Here we go.",
+    "There and back again.",
+];
 const QUESTION: &str = "What is the pass key?";
 const ANSWER_PREFIX: &str = "The pass key is";
 
@@ -27,7 +33,15 @@ pub struct Passkey;
 
 impl Passkey {
     fn prompt(key: &str, before: usize, after: usize) -> String {
-        let noise = |groups: usize| vec![NOISE; groups].join(" ");
+        let noise = |sentences: usize| {
+            NOISE
+                .iter()
+                .cycle()
+                .take(sentences)
+                .copied()
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
         let needle = format!("The pass key is {key}. Remember it. {key} is the pass key.");
         [INSTRUCTION, &noise(before), &needle, &noise(after), QUESTION]
             .into_iter()
@@ -40,43 +54,43 @@ impl Passkey {
         tokens.count(&[prompt, "\n", ANSWER_PREFIX].concat())
     }
 
-    /// Groups of noise so that prompt and answer prefix take at most `room` tokens, and as many as that allows.
-    fn groups(key: &str, room: usize, depth: f64, tokens: &dyn CountTokens) -> Result<usize> {
-        let cost = |groups: usize| {
-            let before = groups_before(groups, depth);
-            Self::tokens(tokens, &Self::prompt(key, before, groups - before))
+    /// Sentences of noise so that prompt and answer prefix take at most `room` tokens, and as many as that allows.
+    fn sentences(key: &str, room: usize, depth: f64, tokens: &dyn CountTokens) -> Result<usize> {
+        const SAMPLE: usize = 16 * NOISE.len();
+        let cost = |sentences: usize| {
+            let before = sentences_before(sentences, depth);
+            Self::tokens(tokens, &Self::prompt(key, before, sentences - before))
         };
         let bare = cost(0)?;
         if bare > room {
             return Err(Error::user(format!(
                 "a passkey text of {room} tokens has no room for instruction and question, which take {bare}"
             ))
-            .help("pass longer `--lengths`, such as 256 or 4k"));
+            .help("pass longer `--lengths`, such as 512 or 4k"));
         }
-        // Cost grows by nearly the same for every group, so two secant steps land within a group or two.
-        let sixteen = cost(16)?;
-        let per_group = ((sixteen - bare.min(sixteen)) as f64 / 16.0).max(1.0);
-        let mut groups = ((room - bare) as f64 / per_group) as usize;
+        // Cost grows by nearly the same for every sentence, so a few secant steps land within one or two.
+        let each = (cost(SAMPLE)?.saturating_sub(bare) as f64 / SAMPLE as f64).max(1.0);
+        let mut sentences = ((room - bare) as f64 / each) as usize;
         for _ in 0..3 {
-            let miss = room as f64 - cost(groups)? as f64;
-            let step = (miss / per_group).floor() as isize;
+            let miss = room as f64 - cost(sentences)? as f64;
+            let step = (miss / each).floor() as isize;
             if step == 0 {
                 break;
             }
-            groups = groups.saturating_add_signed(step);
+            sentences = sentences.saturating_add_signed(step);
         }
-        while groups > 0 && cost(groups)? > room {
-            groups -= 1;
+        while sentences > 0 && cost(sentences)? > room {
+            sentences -= 1;
         }
-        while cost(groups + 1)? <= room {
-            groups += 1;
+        while cost(sentences + 1)? <= room {
+            sentences += 1;
         }
-        Ok(groups)
+        Ok(sentences)
     }
 }
 
-fn groups_before(groups: usize, depth: f64) -> usize {
-    ((groups as f64 * depth).round() as usize).min(groups)
+fn sentences_before(sentences: usize, depth: f64) -> usize {
+    ((sentences as f64 * depth).round() as usize).min(sentences)
 }
 
 impl Task for Passkey {
@@ -109,11 +123,11 @@ impl Task for Passkey {
         let drawn = rng.random_range(0.0..=1.0);
         let depth = request.depth.unwrap_or(drawn);
         let room = length.checked_sub(self.max_new_tokens()).unwrap_or_default();
-        let groups = Self::groups(&key, room, depth, request.tokens)?;
-        let before = groups_before(groups, depth);
+        let sentences = Self::sentences(&key, room, depth, request.tokens)?;
+        let before = sentences_before(sentences, depth);
         Ok(Example {
             id: format!("{:04}", request.index),
-            prompt: Self::prompt(&key, before, groups - before) + "\n",
+            prompt: Self::prompt(&key, before, sentences - before) + "\n",
             answer_prefix: ANSWER_PREFIX.to_owned(),
             answers: vec![key],
             options: Vec::new(),
@@ -160,7 +174,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
         fn a_text_is_as_long_as_asked_for_and_holds_the_key_where_asked(
-            length in 2_500usize..20_000, depth in 0.0f64..=1.0, index in 0usize..1000, words in any::<bool>(),
+            length in 600usize..20_000, depth in 0.0f64..=1.0, index in 0usize..1000, words in any::<bool>(),
         ) {
             let tokens: &dyn CountTokens = if words { &WhitespaceTokens } else { &Bytes };
             let request = Request { tokens, ..request(index, length, Some(depth)) };
@@ -170,7 +184,7 @@ mod tests {
             let key = &example.answers[0];
             prop_assert_eq!(example.prompt.matches(key.as_str()).count(), 2);
             let place = example.prompt.find(key.as_str()).unwrap() as f64 / example.prompt.len() as f64;
-            prop_assert!((place - depth).abs() < 0.05, "{place} for {depth}");
+            prop_assert!((place - depth).abs() < 0.12, "{place} for {depth}");
             prop_assert_eq!(Passkey.example(&request).unwrap(), example);
         }
     }

@@ -3,19 +3,21 @@
 //! A suite brings its tasks and defaults as a [`Suite`]; everything else is shared.
 
 mod export;
+mod figures;
 mod plan;
-mod variants;
 
+use super::variants::VariantArgs;
+use super::{interruption, parse_length, positive};
 use crate::cli::Context;
 use crate::cli::arguments::{ModelArgs, OutputArgs};
 use crate::cli::loading;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::eval::Task;
 use crate::eval::passkey::Passkey;
 use crate::eval::runner::{self, ModelAnswerer, Records, Statistics, Watch};
 use crate::exit::Outcome;
 use crate::interrupt::Interrupt;
-use crate::manifest::{FileRecord, Manifest};
+use crate::manifest::Manifest;
 use crate::model::chat_template::{ChatTemplate, ChatTemplateChoice};
 use crate::model::prompt::PromptEncoder;
 use crate::model::tokenizer::Tokenizer;
@@ -25,7 +27,6 @@ use clap::{Args, ValueEnum};
 use plan::Plan;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
-use variants::VariantArgs;
 
 /// The tasks of one subcommand, and what it does when not told otherwise.
 pub(super) struct Suite {
@@ -106,31 +107,6 @@ struct TaskArgs {
     count: CountBy,
 }
 
-fn positive(text: &str) -> std::result::Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|&n| n > 0)
-        .ok_or_else(|| "pass a whole number of 1 or more".to_owned())
-}
-
-/// Reads `4096`, `4k` (4096) or `1m` (1048576).
-fn parse_length(text: &str) -> std::result::Result<usize, String> {
-    let lower = text.to_ascii_lowercase();
-    let (digits, factor) = match (lower.strip_suffix('k'), lower.strip_suffix('m')) {
-        (Some(digits), _) => (digits, 1 << 10),
-        (_, Some(digits)) => (digits, 1 << 20),
-        _ => (lower.as_str(), 1),
-    };
-    // Far beyond any context, and small enough that no size in bytes overflows.
-    let most = 1 << 32;
-    digits
-        .parse::<usize>()
-        .ok()
-        .and_then(|number| number.checked_mul(factor))
-        .filter(|length| (1..=most).contains(length))
-        .ok_or_else(|| "pass tokens, 1 or more, such as 4096, 4k or 1m".to_owned())
-}
-
 fn parse_depth(text: &str) -> std::result::Result<f64, String> {
     text.parse()
         .ok()
@@ -198,32 +174,20 @@ fn answer(plan: &Plan, sink: &mut dyn SampleSink, context: &Context) -> Result<(
     runner::run(&plan.grid, &plan.tokenizer, &mut answerer, sink, &watcher(plan.command))
 }
 
-fn manifest_of(manifest: &mut Manifest, plan: &Plan, hash_files: bool) -> Result<()> {
-    if hash_files {
-        // Hashing reads every byte of the model: only a report that stays is worth it.
-        for path in plan.located.files.weights.iter().chain([&plan.located.files.config]) {
-            manifest.model_files.push(FileRecord::of(path)?);
-        }
-    }
-    manifest.tokenizer_sha256 = Measured::Value(plan.tokenizer.hash().to_owned());
-    manifest.chat_template_sha256 = plan.template.as_ref().map_or_else(
-        || Measured::missing("no chat template"),
-        |t| Measured::Value(t.hash().to_owned()),
-    );
+/// Hash of the data behind loaded tasks.
+fn data_sha256(plan: &Plan) -> Measured<String> {
     let hashes: Vec<String> = plan
         .grid
         .tasks
         .iter()
         .filter_map(|t| t.data_sha256().map(str::to_owned))
         .collect();
-    manifest.data_sha256 = match hashes.as_slice() {
+    match hashes.as_slice() {
         [] => Measured::missing("examples are generated"),
         [one] => Measured::Value(one.clone()),
         // One hash of several: that of their list.
         many => Measured::Value(crate::manifest::sha256(many.join("\n"))),
-    };
-    manifest.seeds.insert("examples".into(), plan.grid.seed);
-    Ok(())
+    }
 }
 
 fn execute(plan: &Plan, args: &AccuracyArgs, context: &Context) -> Result<Outcome> {
@@ -246,7 +210,15 @@ fn execute(plan: &Plan, args: &AccuracyArgs, context: &Context) -> Result<Outcom
     let (mut records, interrupted) = answer(plan, sink, context)?;
     let statistics = Statistics::of(&plan.grid, &mut records, plan.variants.reference)?;
 
-    manifest_of(&mut manifest, plan, directory.is_some())?;
+    loading::fill_manifest(
+        &mut manifest,
+        &plan.located,
+        &plan.tokenizer,
+        plan.template.as_ref(),
+        directory.is_some(),
+    )?;
+    manifest.data_sha256 = data_sha256(plan);
+    manifest.seeds.insert("examples".into(), plan.grid.seed);
     manifest.finish();
     let mut report = Report::new(plan.command, context.command_line.clone(), config, manifest);
     report.tables = statistics.tables;
@@ -260,6 +232,9 @@ fn execute(plan: &Plan, args: &AccuracyArgs, context: &Context) -> Result<Outcom
     report.samples.count = records.len() as u64;
     report.interrupted = interrupted;
     if let Some(directory) = &directory {
+        for (name, svg) in figures::figures(&statistics.lines, &statistics.heats)? {
+            directory.write_file(&name, svg.as_bytes())?;
+        }
         directory.write_report(&mut report)?;
     }
     if let Some(format) = args.output.format {
@@ -271,23 +246,9 @@ fn execute(plan: &Plan, args: &AccuracyArgs, context: &Context) -> Result<Outcom
         context.printer.report(&report, Format::Table)?;
     }
     if interrupted {
-        return Err(interruption(args, records.len()));
+        return Err(interruption(args.output.output.as_deref(), records.len()));
     }
     Ok(Outcome::Done)
-}
-
-fn interruption(args: &AccuracyArgs, finished: usize) -> Error {
-    match &args.output.output {
-        Some(path) => Error::interrupted(format!(
-            "interrupted; {finished} finished samples are kept in `{}`",
-            path.display()
-        ))
-        .help("run the same command again to go on"),
-        None => Error::interrupted(format!(
-            "interrupted; the {finished} finished samples are in the tables"
-        ))
-        .help("pass `--output DIR` to keep finished samples and go on later"),
-    }
 }
 
 /// What the report says of the text side of the model.
@@ -303,13 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lengths_and_depths_are_read() {
-        assert_eq!(parse_length("4096"), Ok(4096));
-        assert_eq!(parse_length("4k"), Ok(4096));
-        assert_eq!(parse_length("1M"), Ok(1 << 20));
-        for wrong in ["0", "0k", "-1", "4.5k", "k", "99999999m"] {
-            assert!(parse_length(wrong).is_err(), "{wrong}");
-        }
+    fn depths_are_read() {
         assert_eq!(parse_depth("0.25"), Ok(0.25));
         assert!(parse_depth("1.5").is_err() && parse_depth("nan").is_err());
     }

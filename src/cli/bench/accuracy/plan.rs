@@ -1,8 +1,8 @@
 //! Arguments to a plan: which samples, which policies, how much memory; and what `--dry-run` shows of it.
 
-use super::variants::Variants;
 use super::{AccuracyArgs, Suite, TaskArgs, text_config};
 use crate::cli::Context;
+use crate::cli::bench::variants::Variants;
 use crate::cli::loading::{self, Language, Located};
 use crate::error::{Error, Result};
 use crate::eval::Task;
