@@ -122,7 +122,7 @@ impl Task for Passkey {
         let key = rng.random_range(10_000..100_000_u32).to_string();
         let drawn = rng.random_range(0.0..=1.0);
         let depth = request.depth.unwrap_or(drawn);
-        let room = length.checked_sub(self.max_new_tokens()).unwrap_or_default();
+        let room = length.saturating_sub(self.max_new_tokens());
         let sentences = Self::sentences(&key, room, depth, request.tokens)?;
         let before = sentences_before(sentences, depth);
         Ok(Example {

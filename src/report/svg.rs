@@ -84,9 +84,10 @@ fn text(size: u32) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&BLACK)
 }
 
-fn centred(style: TextStyle<'_>) -> TextStyle<'_> {
+fn centred(size: u32, ink: RGBColor) -> TextStyle<'static> {
     use plotters::style::text_anchor::{HPos, Pos, VPos};
-    style.pos(Pos::new(HPos::Center, VPos::Center))
+    let middle = Pos::new(HPos::Center, VPos::Center);
+    ("sans-serif", size).into_font().color(&ink).pos(middle)
 }
 
 /// Heat maps of one scale beside and below each other.
@@ -105,7 +106,7 @@ pub fn heat_maps(axes: Axes<'_>, maps: &[HeatMap]) -> Result<String> {
     {
         let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         area.fill(&WHITE).map_err(failed)?;
-        let title = centred(text(17));
+        let title = centred(17, BLACK);
         area.draw(&Text::new(axes.title.to_owned(), (size.0 as i32 / 2, 20), title))
             .map_err(failed)?;
         let (_, panels) = area.split_vertically(TITLE_HEIGHT);
@@ -123,7 +124,7 @@ fn heat_map(area: &DrawingArea<SVGBackend<'_>, Shift>, axes: Axes<'_>, map: &Hea
     let middle = left + map.columns.len() as i32 * width / 2;
     let bottom = top + map.rows.len() as i32 * height;
     let draw = |label: &str, at: (i32, i32), size: u32| {
-        let style = centred(text(size));
+        let style = centred(size, BLACK);
         area.draw(&Text::new(label.to_owned(), at, style)).map_err(failed)
     };
     draw(&map.title, (middle.max(160), 16), 14)?;
@@ -146,7 +147,7 @@ fn heat_map(area: &DrawingArea<SVGBackend<'_>, Shift>, axes: Axes<'_>, map: &Hea
             area.draw(&Rectangle::new(corners, colour(value).filled()))
                 .map_err(failed)?;
             let ink = if value < 0.6 { WHITE } else { BLACK };
-            let style = centred(("sans-serif", 12).into_font().color(&ink));
+            let style = centred(12, ink);
             let place = (x + width / 2 - 1, y + height / 2 - 1);
             area.draw(&Text::new(format!("{value:.2}"), place, style))
                 .map_err(failed)?;

@@ -113,7 +113,7 @@ pub fn tables(
                 continue;
             }
             let compared = reference.map(|reference| (reference == at, of(&variants[reference])));
-            table.push(row(length, variant, &own, compared, seed))?;
+            table.push(row(length, variant, &own, compared.as_ref(), seed))?;
             let seconds: Vec<f64> = own.iter().map(|record| record.forward_s).collect();
             timing.push(vec![
                 length.into(),
@@ -136,7 +136,7 @@ fn row(
     length: usize,
     variant: &str,
     own: &[&WindowRecord],
-    compared: Option<(bool, Vec<&WindowRecord>)>,
+    compared: Option<&(bool, Vec<&WindowRecord>)>,
     seed: u64,
 ) -> Vec<Cell> {
     let few = "fewer than 2 windows";
@@ -146,7 +146,7 @@ fn row(
     let bytes: usize = own.iter().map(|record| record.bytes).sum();
     let nll: f64 = own.iter().map(|record| record.nll_sum).sum();
     let means: Vec<f64> = own.iter().map(|record| record.nll_mean()).collect();
-    let (difference, why) = match &compared {
+    let (difference, why) = match compared {
         None => (None, "no reference"),
         Some((true, _)) => (None, "the reference"),
         Some((false, others)) => {

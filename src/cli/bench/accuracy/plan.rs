@@ -51,8 +51,8 @@ fn check_names(tasks: &[Box<dyn Task>], names: &[String]) -> Result<()> {
 
 /// The tasks named on the command line, in the suite's order.
 fn chosen_tasks(tasks: Vec<Box<dyn Task>>, names: &[String]) -> Vec<Box<dyn Task>> {
-    let chosen = |task: &Box<dyn Task>| names.iter().any(|name| name == "all" || name == task.name());
-    tasks.into_iter().filter(chosen).collect()
+    let chosen = |task: &dyn Task| names.iter().any(|name| name == "all" || name == task.name());
+    tasks.into_iter().filter(|task| chosen(task.as_ref())).collect()
 }
 
 /// All of a list that may be empty, as options: `None` alone where it is.
