@@ -1,5 +1,6 @@
 //! Tokenizers and checks for generated tasks.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tokselect::error::Result;
@@ -28,7 +29,7 @@ pub fn counters() -> Vec<Counter> {
         name: "white space".to_owned(),
         tokens: Box::new(WhitespaceTokens),
     }];
-    let mut add = |name: &str, path: &std::path::Path| {
+    let mut add = |name: &str, path: &Path| {
         let files = TokenizerFiles {
             tokenizer: path,
             tokenizer_config: None,
@@ -57,6 +58,19 @@ pub fn counters() -> Vec<Counter> {
         add("reference model", &model.join("tokenizer.json"));
     }
     counters
+}
+
+/// Writes the text of a gzip file into `dir`.
+pub fn unpack(packed: &Path, dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    let unpacked = Command::new("gzip")
+        .arg("-dc")
+        .arg(packed)
+        .output()
+        .expect("`gzip` runs");
+    assert!(unpacked.status.success(), "{}", packed.display());
+    std::fs::write(&path, unpacked.stdout).unwrap();
+    path
 }
 
 /// Within 1 % of the length asked for and never above it.

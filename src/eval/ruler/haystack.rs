@@ -20,7 +20,7 @@ pub(crate) const NOISE: [&str; 5] = [
 ];
 
 /// Lines of noise that hold the first `sentences` of the endlessly repeated five.
-pub(super) fn noise_lines(sentences: usize) -> Vec<String> {
+pub(crate) fn noise_lines(sentences: usize) -> Vec<String> {
     let all: Vec<&str> = NOISE.iter().copied().cycle().take(sentences).collect();
     all.chunks(NOISE.len()).map(|line| line.join(" ")).collect()
 }

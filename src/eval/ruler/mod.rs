@@ -14,30 +14,47 @@
 //!   Sentences are found by rule instead of by NLTK's model.
 //! - **Words** are `wonderwords`' in RULER; here our own lists, or files.
 //! - **Variable tracking.** The worked example takes at most half of a length below 1000 tokens.
+//! - **Common words.** Below some 700 tokens there is no worked example, for want of room, and below some 500 common words
+//!   are repeated 3 times. Words that are rare in the list
+//!   are coined where the word lists run out (from some 16000 tokens on); RULER's list ends there, or goes on with a
+//!   dictionary.
+//! - **Frequent words.** The text is long enough that the third answer is commoner than the word after it.
+//! - **Questions** come from files in the formats of SQuAD and HotpotQA; without one they are about invented persons and
+//!   towns (`source: synthetic` in the settings). Documents are repeated where a file has too few, and one distracting
+//!   document may be shortened to meet the length. Of HotpotQA's ten paragraphs only those with supporting facts must fit;
+//!   the others come first among the distractors. A question whose paragraph is too long gives way to another.
 
+mod common_words;
 pub(crate) mod fit;
-mod haystack;
+mod frequent_words;
+pub(crate) mod haystack;
+mod knowledge;
 mod material;
 pub mod metrics;
 mod niah;
 pub(crate) mod place;
+mod qa_data;
+mod question_answering;
 mod record;
 pub(crate) mod template;
 mod variable_tracking;
-mod words;
+pub(crate) mod words;
 
 use std::sync::Arc;
 
+pub use common_words::CommonWordsSettings;
+pub use frequent_words::FrequentWordsSettings;
 pub use haystack::Essay;
 pub use material::MaterialFiles;
 pub use niah::{Haystack, NeedlePart, NiahSettings};
+pub use question_answering::{QaDataset, QaSettings};
 pub use record::official_record;
 pub use variable_tracking::VariableTrackingSettings;
 pub use words::{WordFiles, WordLists};
 
 use self::material::Material;
 use self::place::Place;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::{Example, Metric, Request, Task};
 
 /// The suite's name.
@@ -50,6 +67,12 @@ pub enum Kind {
     Niah(NiahSettings),
     /// Variable tracking.
     VariableTracking(VariableTrackingSettings),
+    /// Common words extraction.
+    CommonWords(CommonWordsSettings),
+    /// Frequent words extraction.
+    FrequentWords(FrequentWordsSettings),
+    /// Question answering.
+    QuestionAnswering(QaSettings),
 }
 
 /// Which tasks to make, and from what.
@@ -113,7 +136,13 @@ impl Default for Settings {
                 },
             ),
         ];
-        let rest = [("vt", Kind::VariableTracking(VariableTrackingSettings::default()))];
+        let rest = [
+            ("vt", Kind::VariableTracking(VariableTrackingSettings::default())),
+            ("cwe", Kind::CommonWords(CommonWordsSettings::default())),
+            ("fwe", Kind::FrequentWords(FrequentWordsSettings::default())),
+            ("qa_1", Kind::QuestionAnswering(QaSettings::new(QaDataset::Squad))),
+            ("qa_2", Kind::QuestionAnswering(QaSettings::new(QaDataset::HotpotQa))),
+        ];
         Self {
             tasks: niah
                 .into_iter()
@@ -136,6 +165,9 @@ pub fn tasks(settings: &Settings) -> Result<Vec<Box<dyn Task>>> {
             match kind {
                 Kind::Niah(niah) => niah.check(name)?,
                 Kind::VariableTracking(tracking) => tracking.check(name)?,
+                Kind::CommonWords(words) => words.check(name)?,
+                Kind::FrequentWords(words) => words.check(name)?,
+                Kind::QuestionAnswering(_) => {}
             }
             Ok(Box::new(RulerTask {
                 name: name.clone(),
@@ -165,25 +197,44 @@ impl Task for RulerTask {
         match &self.kind {
             Kind::Niah(s) => s.tokens_to_generate,
             Kind::VariableTracking(s) => s.tokens_to_generate,
+            Kind::CommonWords(s) => s.tokens_to_generate,
+            Kind::FrequentWords(s) => s.tokens_to_generate,
+            Kind::QuestionAnswering(s) => s.tokens_to_generate,
         }
     }
 
     fn metrics(&self) -> &'static [Metric] {
-        metrics::STRING_MATCH_ALL
+        match &self.kind {
+            Kind::QuestionAnswering(_) => metrics::STRING_MATCH_PART,
+            _ => metrics::STRING_MATCH_ALL,
+        }
     }
 
     fn settings(&self) -> serde_json::Value {
         match &self.kind {
             Kind::Niah(s) => s.record(&self.material),
             Kind::VariableTracking(s) => serde_json::json!(s),
+            Kind::CommonWords(s) => s.record(&self.material),
+            Kind::FrequentWords(s) => serde_json::json!(s),
+            Kind::QuestionAnswering(s) => s.record(&self.material),
         }
     }
 
     fn example(&self, request: &Request<'_>) -> Result<Example> {
         let place = Place::new(SUITE, &self.name, request)?;
+        let scattered = matches!(
+            self.kind,
+            Kind::VariableTracking(_) | Kind::CommonWords(_) | Kind::FrequentWords(_)
+        );
+        if request.depth.is_some() && scattered {
+            return Err(Error::user(format!("`{}` has no needle to place", self.name)).help("leave the depths out"));
+        }
         let draft = match &self.kind {
             Kind::Niah(s) => s.draft(&place, request, &self.material)?,
             Kind::VariableTracking(s) => s.draft(&place, request)?,
+            Kind::CommonWords(s) => s.draft(&place, request, &self.material)?,
+            Kind::FrequentWords(s) => s.draft(&place, request)?,
+            Kind::QuestionAnswering(s) => s.draft(&place, request, &self.material)?,
         };
         Ok(Example {
             id: place.id(),
@@ -196,6 +247,9 @@ impl Task for RulerTask {
     }
 
     fn score(&self, example: &Example, answer: &str) -> Vec<f64> {
-        vec![metrics::string_match_all(answer, &example.answers)]
+        vec![match &self.kind {
+            Kind::QuestionAnswering(_) => metrics::string_match_part(answer, &example.answers),
+            _ => metrics::string_match_all(answer, &example.answers),
+        }]
     }
 }

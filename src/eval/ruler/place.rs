@@ -53,6 +53,10 @@ impl<'a> Place<'a> {
         self.length
     }
 
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
     /// What the example must fit into.
     pub fn frame<'b>(&'b self, request: &Request<'b>, max_new_tokens: usize) -> Frame<'b> {
         Frame {

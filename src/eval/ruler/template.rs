@@ -26,6 +26,33 @@ pub(super) const VARIABLE_TRACKING: Template = Template {
     tokens_to_generate: 30,
 };
 
+/// The `10` of the original is `{num_cw}` here.
+pub(super) const COMMON_WORDS: Template = Template {
+    prompt: "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones \
+             that appear most often.\n{context}\nQuestion: What are the {num_cw} most common words in the above list?",
+    answer_prefix: " Answer: The top {num_cw} words that appear most often in the list are:",
+    tokens_to_generate: 120,
+};
+
+pub(super) const FREQUENT_WORDS: Template = Template {
+    prompt: "Read the following coded text and track the frequency of each coded word. Find the three most frequently \
+             appeared coded words. {context}\nQuestion: Do not provide any explanation. Please ignore the dots '....'. \
+             What are the three most frequently appeared words in the above coded text?",
+    answer_prefix: " Answer: According to the coded text above, the three most frequently appeared words are:",
+    tokens_to_generate: 50,
+};
+
+pub(super) const QUESTION_ANSWERING: Template = Template {
+    prompt: "Answer the question based on the given documents. Only give me the answer and do not output any other \
+             words.\n\nThe following are given documents.\n\n{context}\n\nAnswer the question based on the given \
+             documents. Only give me the answer and do not output any other words.\n\nQuestion: {query}",
+    answer_prefix: " Answer:",
+    tokens_to_generate: 32,
+};
+
+/// How one document is shown.
+pub(super) const DOCUMENT: &str = "Document {i}:\n{document}";
+
 /// Replaces `{name}` by its value in one pass, so that braces inside a value stay as they are.
 pub(crate) fn fill(template: &str, values: &[(&str, &str)]) -> String {
     let mut out = String::with_capacity(template.len() + values.iter().map(|v| v.1.len()).sum::<usize>());

@@ -131,7 +131,7 @@ pub(super) fn number(rng: &mut impl Rng) -> String {
 }
 
 /// A version 4 UUID (RFC 9562, section 5.4).
-pub(super) fn uuid(rng: &mut impl Rng) -> String {
+pub(crate) fn uuid(rng: &mut impl Rng) -> String {
     let bits = rng.random::<u128>();
     let bits = bits & !(0xf << 76) | (0x4 << 76);
     let bits = bits & !(0x3 << 62) | (0x2 << 62);
@@ -154,7 +154,7 @@ pub(super) fn letters(first: u8, length: usize, rng: &mut impl Rng) -> String {
 }
 
 /// Draws until the value is new, remembers it and returns it; an error where new ones have become too rare.
-pub(super) fn fresh(seen: &mut BTreeSet<String>, mut draw: impl FnMut() -> String) -> Result<String> {
+pub(crate) fn fresh(seen: &mut BTreeSet<String>, mut draw: impl FnMut() -> String) -> Result<String> {
     const MOST_DRAWS: usize = 1000;
     for _ in 0..MOST_DRAWS {
         let value = draw();
@@ -167,6 +167,18 @@ pub(super) fn fresh(seen: &mut BTreeSet<String>, mut draw: impl FnMut() -> Strin
         seen.len()
     ))
     .help("give longer word lists, ask for a shorter length, or lower the number of needles or variables"))
+}
+
+/// A word that no list has: consonants and vowels in turn, four syllables.
+pub(super) fn coined_word(rng: &mut impl Rng) -> String {
+    const CONSONANTS: &[u8] = b"bdfgklmnprstvz";
+    const VOWELS: &[u8] = b"aeiou";
+    (0..8)
+        .map(|i| {
+            let letters = if i % 2 == 0 { CONSONANTS } else { VOWELS };
+            char::from(letters[rng.random_range(0..letters.len())])
+        })
+        .collect()
 }
 
 #[cfg(test)]
