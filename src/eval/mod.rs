@@ -5,7 +5,9 @@
 //! before it: this is what makes a run resumable and its memory flat. Adding a task: one file, one line in the registry,
 //! one README row.
 
+pub mod infinite_bench;
 pub mod ruler;
+pub mod scorers;
 mod task;
 
 pub use task::{CountTokens, Example, Metric, Request, Task, WhitespaceTokens};
