@@ -231,8 +231,8 @@ fn a_chat_template_is_applied_and_its_tokens_count() {
     let model = TinyModel::llama().chat_template(CHAT_TEMPLATE).build();
     let plan = |more: &[&str]| succeeds(passkey(&model).args(["--dry-run", "--format", "json"]).args(more)).json();
     // `<|user|>user: `, the newline and `<|assistant|>` against BOS alone.
-    assert_eq!(plan(&[])["overhead_tokens"], 9);
-    assert_eq!(plan(&["--chat-template", "none"])["overhead_tokens"], 1);
+    assert_eq!(plan(&[])["overhead_tokens"]["templated"], 9);
+    assert_eq!(plan(&["--chat-template", "none"])["overhead_tokens"]["templated"], 1);
     assert_eq!(plan(&[])["samples"], 16);
     assert_eq!(plan(&["--limit", "3"])["samples"], 6);
     let report = succeeds(passkey(&model).args(["--format", "json"])).json();
@@ -314,4 +314,37 @@ fn wrong_input_is_one_error_before_anything_is_computed() {
         let code = if flags[0] == "--max-memory" { 3 } else { 2 };
         refuses(command.args(flags), code, parts);
     }
+}
+
+#[test]
+fn ruler_tasks_run_and_are_exported_in_their_own_field_names() {
+    let model = TinyModel::llama().build();
+    let folder = tempfile::tempdir().expect("a folder");
+    let ruler = || {
+        let mut command = bench("ruler", &model);
+        command.args(["--tasks", "vt,niah_single_1", "--lengths", "2k", "--samples", "1"]);
+        command
+    };
+    let report = succeeds(ruler().args(["--policies", SELECTING, "--format", "json"])).json();
+    let accuracy = table(&report, "accuracy");
+    // In the suite's order, whatever the order on the command line.
+    assert_eq!(column(accuracy, "task"), ["niah_single_1", "vt"]);
+    assert_eq!(column(accuracy, "metric"), ["string_match_all"; 2]);
+    assert_eq!(column(accuracy, "difference")[0]["reason"], "no reference");
+    let output = folder.path().join("examples");
+    succeeds(ruler().arg("--export").arg(&output));
+    let text = std::fs::read_to_string(output.join("2048/niah_single_1.jsonl")).expect("examples");
+    let line: Value = serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
+    for key in [
+        "index",
+        "input",
+        "outputs",
+        "length",
+        "answer_prefix",
+        "token_position_answer",
+    ] {
+        assert!(!line[key].is_null(), "{key}: {line}");
+    }
+    refuses(ruler().args(["--essay", "absent.txt"]), 2, &["absent.txt"]);
+    refuses(ruler().args(["--depths", "0.5"]), 2, &["`vt` has no needle"]);
 }

@@ -6,7 +6,7 @@ use tokselect::bench::peak_memory::memory_use;
 use tokselect::error::Result;
 use tokselect::eval::WhitespaceTokens;
 use tokselect::eval::passkey::Passkey;
-use tokselect::eval::runner::{Answer, Answerer, Grid, Question, Reply, Speed, Statistics, Watch, run};
+use tokselect::eval::runner::{Answer, Answerer, Grid, Overhead, Question, Reply, Speed, Statistics, Watch, run};
 use tokselect::report::{RunDirectory, SampleSink};
 
 const SAMPLES: usize = 5_000;
@@ -48,7 +48,7 @@ fn ten_thousand_samples_take_little_memory_and_time() {
             tasks,
             variants: vec!["dense".into(), "token-select".into()],
             seed: 0,
-            overhead_tokens: 0,
+            overhead_tokens: Overhead::default(),
         }
     };
     let folder = tempfile::tempdir().expect("a folder");

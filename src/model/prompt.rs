@@ -52,20 +52,20 @@ impl PromptEncoder<'_> {
         })
     }
 
-    /// One question whose answer begins with `answer_prefix`: the user's message where there is a template, else text to
-    /// continue.
-    pub fn question(&self, prompt: &str, answer_prefix: &str) -> Result<EncodedPrompt> {
-        match self.template {
+    /// One question whose answer begins with `answer_prefix`: the user's message where there is a template and it is
+    /// `templated`, else text to continue.
+    pub fn question(&self, prompt: &str, answer_prefix: &str, templated: bool) -> Result<EncodedPrompt> {
+        match self.template.filter(|_| templated) {
             Some(template) => self.conversation(template, &[ChatMessage::new("user", prompt)], answer_prefix),
             None => self.plain(&[prompt, answer_prefix].concat()),
         }
     }
 
     /// Tokens that template and special tokens add to a question.
-    pub fn overhead_tokens(&self) -> Result<usize> {
+    pub fn overhead_tokens(&self, templated: bool) -> Result<usize> {
         // A letter, because templates may refuse or strip an empty message.
         const LETTER: &str = "a";
         let bare = self.tokenizer.encode(LETTER, false)?.len();
-        Ok(self.question(LETTER, "")?.ids.len().saturating_sub(bare))
+        Ok(self.question(LETTER, "", templated)?.ids.len().saturating_sub(bare))
     }
 }

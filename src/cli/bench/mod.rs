@@ -24,6 +24,8 @@ enum BenchCommand {
     EndToEnd(Box<end_to_end::EndToEndArgs>),
     /// Find a five-digit key in repeated sentences, by length, depth and policy
     Passkey(Box<accuracy::AccuracyArgs>),
+    /// The thirteen RULER tasks at any length (arXiv 2404.06654)
+    Ruler(Box<accuracy::RulerArgs>),
     /// Perplexity of a long text under several policies, and their distance from dense on it
     Perplexity(Box<perplexity::PerplexityArgs>),
 }
@@ -31,7 +33,8 @@ enum BenchCommand {
 pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<Outcome> {
     match &args.command {
         BenchCommand::EndToEnd(args) => end_to_end::run(args, context),
-        BenchCommand::Passkey(args) => accuracy::run(accuracy::passkey(), args, context),
+        BenchCommand::Passkey(args) => accuracy::run_passkey(args, context),
+        BenchCommand::Ruler(args) => accuracy::run_ruler(args, context),
         BenchCommand::Perplexity(args) => perplexity::run(args, context),
     }
 }

@@ -90,7 +90,9 @@ impl<B: Backend> Answerer for ModelAnswerer<'_, B> {
     fn answer(&mut self, variant: usize, question: &Question<'_>) -> Result<Reply> {
         let started = Instant::now();
         let example = question.example;
-        let prompt = self.encoder.question(&example.prompt, &example.answer_prefix)?;
+        let prompt = self
+            .encoder
+            .question(&example.prompt, &example.answer_prefix, question.templated)?;
         if prompt.ids.is_empty() {
             return Ok(Reply::Refused("the prompt has no token".into()));
         }

@@ -37,6 +37,15 @@ pub struct Cell {
     pub samples: usize,
 }
 
+/// Tokens around a question.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Overhead {
+    /// Of tasks that go through the chat template, if the model has one.
+    pub templated: usize,
+    /// Of tasks that do not.
+    pub plain: usize,
+}
+
 /// Everything there is to ask.
 pub struct Grid {
     /// The tasks.
@@ -48,7 +57,7 @@ pub struct Grid {
     /// Seed of the examples.
     pub seed: u64,
     /// Tokens that template and special tokens add, taken off every length.
-    pub overhead_tokens: usize,
+    pub overhead_tokens: Overhead,
 }
 
 impl Grid {
@@ -88,9 +97,14 @@ impl Grid {
 
     /// Which example `index` of `cell` is.
     pub fn request<'a>(&self, cell: &Cell, index: usize, tokens: &'a dyn CountTokens) -> Request<'a> {
+        let overhead = if self.tasks[cell.task].uses_chat_template() {
+            self.overhead_tokens.templated
+        } else {
+            self.overhead_tokens.plain
+        };
         Request {
             index,
-            length: cell.length.map(|length| length.saturating_sub(self.overhead_tokens)),
+            length: cell.length.map(|length| length.saturating_sub(overhead)),
             depth: cell.depth,
             seed: self.seed,
             tokens,
@@ -118,6 +132,8 @@ pub struct Question<'a> {
     pub example: &'a Example,
     /// Tokens that the answer may take.
     pub max_new_tokens: usize,
+    /// Whether it goes through the chat template, if the model has one.
+    pub templated: bool,
 }
 
 /// What a variant said.
@@ -193,6 +209,7 @@ pub fn run(
                 let question = Question {
                     example: &example,
                     max_new_tokens: task.max_new_tokens(),
+                    templated: task.uses_chat_template(),
                 };
                 let reply = answerer.answer(variant, &question)?;
                 if reply == Reply::Interrupted {

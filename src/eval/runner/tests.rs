@@ -88,7 +88,7 @@ fn grid(tasks: Vec<Box<dyn Task>>, depths: &[Option<f64>], samples: usize, limit
         tasks,
         variants: vec!["dense".into(), "other".into()],
         seed: 1,
-        overhead_tokens: 0,
+        overhead_tokens: Overhead::default(),
     }
 }
 

@@ -5,6 +5,7 @@ use super::{AccuracyArgs, CountBy, Suite};
 use crate::cli::Context;
 use crate::cli::loading;
 use crate::error::{Error, Result, io_error};
+use crate::eval::runner::Overhead;
 use crate::eval::{CountTokens, WhitespaceTokens};
 use crate::exit::Outcome;
 use std::fs::File;
@@ -30,7 +31,7 @@ pub(super) fn run(suite: Suite, args: &AccuracyArgs, folder: &Path, context: &Co
         }
     };
     // The files hold bare prompts, so nothing is taken off for a template.
-    let grid = grid(suite, &args.task, Vec::new(), 0)?;
+    let grid = grid(suite, &args.task, Vec::new(), Overhead::default())?;
     let total: usize = grid.cells.iter().map(|cell| cell.samples).sum();
     let bar = context.printer.progress(total as u64, "making examples");
     // Cells of one task and length lie together, so that one file is open at a time.

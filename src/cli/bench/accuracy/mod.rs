@@ -5,6 +5,9 @@
 mod export;
 mod figures;
 mod plan;
+mod ruler;
+
+pub(super) use ruler::{RulerArgs, run as run_ruler};
 
 use super::variants::VariantArgs;
 use super::{interruption, parse_length, positive};
@@ -29,21 +32,21 @@ use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
 /// The tasks of one subcommand, and what it does when not told otherwise.
-pub(super) struct Suite {
+struct Suite {
     /// Name of the command in reports, such as `bench passkey`.
-    pub command: &'static str,
+    command: &'static str,
     /// All its tasks.
-    pub tasks: Vec<Box<dyn Task>>,
+    tasks: Vec<Box<dyn Task>>,
     /// Lengths in tokens; empty for loaded examples, which are asked as they are.
-    pub lengths: Vec<usize>,
+    lengths: Vec<usize>,
     /// Samples per task, length and depth.
-    pub samples: usize,
+    samples: usize,
     /// Depths; empty where the seed decides.
-    pub depths: Vec<f64>,
+    depths: Vec<f64>,
 }
 
 /// The suite of `bench passkey`.
-pub(super) fn passkey() -> Suite {
+fn passkey() -> Suite {
     Suite {
         command: "bench passkey",
         tasks: vec![Box::new(Passkey)],
@@ -114,7 +117,11 @@ fn parse_depth(text: &str) -> std::result::Result<f64, String> {
         .ok_or_else(|| "pass depths from 0 to 1, such as 0,0.5,1".to_owned())
 }
 
-pub(super) fn run(suite: Suite, args: &AccuracyArgs, context: &Context) -> Result<Outcome> {
+pub(super) fn run_passkey(args: &AccuracyArgs, context: &Context) -> Result<Outcome> {
+    run(passkey(), args, context)
+}
+
+fn run(suite: Suite, args: &AccuracyArgs, context: &Context) -> Result<Outcome> {
     if let Some(folder) = &args.task.export {
         return export::run(suite, args, folder, context);
     }

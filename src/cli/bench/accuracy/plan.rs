@@ -6,7 +6,7 @@ use crate::cli::bench::variants::Variants;
 use crate::cli::loading::{self, Language, Located};
 use crate::error::{Error, Result};
 use crate::eval::Task;
-use crate::eval::runner::{Cell, Grid};
+use crate::eval::runner::{Cell, Grid, Overhead};
 use crate::exit::Outcome;
 use crate::model::chat_template::ChatTemplate;
 use crate::model::decoder::SessionLimits;
@@ -73,7 +73,7 @@ fn distinct<T: Copy + PartialEq>(values: &[T], order: impl Fn(&T, &T) -> std::cm
 }
 
 /// The samples that `args` ask for.
-pub(super) fn grid(suite: Suite, args: &TaskArgs, variants: Vec<String>, overhead_tokens: usize) -> Result<Grid> {
+pub(super) fn grid(suite: Suite, args: &TaskArgs, variants: Vec<String>, overhead_tokens: Overhead) -> Result<Grid> {
     check_names(&suite.tasks, &args.tasks)?;
     let tasks = chosen_tasks(suite.tasks, &args.tasks);
     let lengths = distinct(args.lengths.as_deref().unwrap_or(&suite.lengths), usize::cmp);
@@ -110,7 +110,10 @@ pub(super) fn plan(suite: Suite, args: &AccuracyArgs, context: &Context) -> Resu
         template: template.as_ref(),
     };
     let command = suite.command;
-    let overhead = encoder.overhead_tokens()?;
+    let overhead = Overhead {
+        templated: encoder.overhead_tokens(true)?,
+        plain: encoder.overhead_tokens(false)?,
+    };
     let variant_names = variants.all.iter().map(|variant| variant.name.clone()).collect();
     let grid = grid(suite, &args.task, variant_names, overhead)?;
     check_lengths(&grid, &tokenizer)?;
@@ -180,7 +183,8 @@ fn longest(grid: &Grid, encoder: &PromptEncoder<'_>, context: &Context) -> Resul
                     .help("pass `--max-context TOKENS` to start without counting first"));
             }
             let example = task.example(&grid.request(cell, index, encoder.tokenizer))?;
-            let tokens = encoder.question(&example.prompt, &example.answer_prefix)?.ids.len();
+            let tokens = encoder.question(&example.prompt, &example.answer_prefix, task.uses_chat_template())?;
+            let tokens = tokens.ids.len();
             longest = longest.max(tokens + task.max_new_tokens());
             bar.advance(1);
         }
@@ -279,7 +283,10 @@ pub(super) fn print_plan(plan: &Plan, format: Option<Format>, context: &Context)
         ("samples per policy", each.to_string()),
         ("samples", grid.samples().to_string()),
         ("context in tokens", plan.max_context.to_string()),
-        ("tokens of template and specials", grid.overhead_tokens.to_string()),
+        (
+            "tokens of template and specials",
+            grid.overhead_tokens.templated.to_string(),
+        ),
         ("memory", memory),
     ] {
         table.push(vec![what.into(), value.into()])?;
