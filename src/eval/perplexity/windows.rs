@@ -79,7 +79,7 @@ pub fn tables(
         ("length_tokens", "tokens"),
         ("variant", ""),
         ("windows", ""),
-        ("tokens", "tokens"),
+        ("tokens", ""),
         ("perplexity", ""),
         ("nll_mean", "nats"),
         ("nll_standard_error", "nats"),
