@@ -6,6 +6,13 @@
 //! one README row.
 
 pub mod demo_corpus;
+pub mod infinite_bench;
+pub mod passkey;
+pub mod perplexity;
+pub mod ruler;
+pub mod runner;
+pub mod scorers;
+pub mod statistics;
 mod task;
 
 pub use task::{CountTokens, Example, Metric, Request, Task, WhitespaceTokens};
