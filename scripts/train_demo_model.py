@@ -474,6 +474,12 @@ Weighted cross entropy over the tokens that can be predicted; the mix of early s
 |---|---|---|
 {curve}
 
+## Use from Python
+
+`Qwen2ForCausalLM.from_pretrained("models/demo")` and `PreTrainedTokenizerFast.from_pretrained("models/demo")`. Not
+`AutoTokenizer`: for this `model_type` transformers 5 puts a pre-tokenizer of its own in the place of the one in
+`tokenizer.json`, which cuts digits and capitals otherwise than in training.
+
 ## Limits
 
 - English in simple patterns only; it knows the categories of `datasets/knowledge` and one-line arithmetic, nothing else.

@@ -104,7 +104,6 @@ fn plan(args: &PerplexityArgs, context: &Context) -> Result<Plan> {
         ))
         .help("pass `--prefill-chunk` for all of them"));
     }
-    args.model.reference()?;
     let text = read_text(&args.text.text)?;
     let located = loading::locate(&args.model, true, context)?;
     let Language { tokenizer, .. } = loading::language(&located, &ChatTemplateChoice::None, false)?;
