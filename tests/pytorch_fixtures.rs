@@ -194,6 +194,7 @@ fn check_case<B: Backend<Buffer = Vec<f32>>>(backend: &B, case: &Case, number: u
         rows: case.chunk,
         phase: Phase::Prefill,
         shape,
+        window: case.sliding_window,
         rope: &table,
     };
 
@@ -242,16 +243,7 @@ fn check_case<B: Backend<Buffer = Vec<f32>>>(backend: &B, case: &Case, number: u
             assert_eq!(selection.tokens, case.packed, "case {number}");
             let mut scratch = AttentionScratch::new(backend, case.chunk, shape.query_width());
             let mut out = vec![0.0; case.chunk * shape.query_width()];
-            attend(
-                backend,
-                0,
-                &query,
-                &cache,
-                &selection,
-                case.sliding_window,
-                &mut scratch,
-                &mut out,
-            );
+            attend(backend, 0, &query, &cache, &selection, &mut scratch, &mut out);
             close(&out, &case.attention, 1e-5, &format!("attention of case {number}"));
         }
     }

@@ -245,6 +245,7 @@ impl<'m, B: Backend> Session<'m, B> {
             rows,
             phase,
             shape,
+            window: config.windows[layer],
             rope: &self.rope,
         };
 
@@ -253,14 +254,12 @@ impl<'m, B: Backend> Session<'m, B> {
         self.policy
             .select(backend, layer, &query, &self.cache, &mut self.selection)?;
         let attend_started = Instant::now();
-        let window = config.windows[layer];
         attention::attend(
             backend,
             layer,
             &query,
             &self.cache,
             &self.selection,
-            window,
             &mut self.attention,
             &mut self.attended,
         );
@@ -276,7 +275,6 @@ impl<'m, B: Backend> Session<'m, B> {
                 &query,
                 &self.cache,
                 &self.selection,
-                window,
                 self.policy.n_init(),
             );
             if let Some(quality) = measured {

@@ -37,6 +37,8 @@ pub struct QueryView<'a, B: Backend> {
     pub phase: Phase,
     /// H, Hkv, D.
     pub shape: AttentionShape,
+    /// The layer's own sliding window in tokens; `None`: full attention.
+    pub window: Option<usize>,
     /// Rotation angles.
     pub rope: &'a RopeTable,
 }
@@ -59,9 +61,11 @@ pub enum CacheOutcome {
 pub struct Selection {
     /// True: every stored token, `tokens` is empty.
     pub dense: bool,
-    /// The packed list: logical tokens, ascending, the chunk last.
+    /// Number of lists: 1, shared by all heads, or Hkv, one for each KV head.
+    pub heads: usize,
+    /// The packed lists, `[heads, n]`: logical tokens, ascending, the chunk last.
     pub tokens: Vec<u32>,
-    /// The chosen part of it (top-k), ascending; `None` where the policy chose nothing.
+    /// The chosen part of each (top-k), `[heads, k]`, ascending; `None` where the policy chose nothing.
     pub selected: Option<Vec<u32>>,
     /// Fate of the selection cache.
     pub cache: CacheOutcome,
@@ -73,6 +77,7 @@ impl Default for Selection {
     fn default() -> Self {
         Self {
             dense: true,
+            heads: 1,
             tokens: Vec::new(),
             selected: None,
             cache: CacheOutcome::Unused,
@@ -85,6 +90,7 @@ impl Selection {
     /// Forgets the last chunk: every stored token, at its own position.
     pub fn clear(&mut self) {
         self.dense = true;
+        self.heads = 1;
         self.tokens.clear();
         self.selected = None;
         self.cache = CacheOutcome::Unused;
@@ -95,6 +101,11 @@ impl Selection {
     pub fn list(&self, stored: usize) -> TokenList<'_> {
         if self.dense {
             TokenList::All(stored)
+        } else if self.heads > 1 {
+            TokenList::PerHead {
+                lists: &self.tokens,
+                kv_heads: self.heads,
+            }
         } else {
             TokenList::Listed(&self.tokens)
         }
