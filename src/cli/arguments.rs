@@ -1,5 +1,6 @@
 //! Groups of arguments that commands share, spelled the same everywhere.
 
+use super::baseline_arguments::BaselineArgs;
 use crate::error::{Error, Result};
 use crate::kernels::{HeadMap, Positions, ScoreDtype};
 use crate::model::memory_plan::parse_bytes;
@@ -162,6 +163,12 @@ pub enum PolicyName {
     TokenSelect,
     /// Attend to the first tokens and a sliding window (arXiv 2309.17453)
     StreamingLlm,
+    /// Dense, NTK-aware rotary base
+    Ntk,
+    /// Dense, `YaRN` (arXiv 2309.00071)
+    Yarn,
+    /// Dense, far distances in groups (arXiv 2401.01325)
+    SelfExtend,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -283,6 +290,8 @@ pub struct PolicyArgs {
     /// Where selected keys are placed [default: packed]
     #[arg(long, value_enum)]
     positions: Option<PositionsName>,
+    #[command(flatten)]
+    baselines: BaselineArgs,
 }
 
 impl PolicyArgs {
@@ -343,6 +352,9 @@ impl PolicyArgs {
                 n_local: config.n_local,
                 positions: config.positions,
             },
+            PolicyName::Ntk => self.baselines.ntk(),
+            PolicyName::Yarn => self.baselines.yarn(),
+            PolicyName::SelfExtend => self.baselines.self_extend(),
         };
         // A knob that the policy does not read must still make sense: it is there by mistake or for later.
         PolicyConfig::TokenSelect(config).validate()?;
@@ -352,34 +364,36 @@ impl PolicyArgs {
 
     /// Flags that are given but that the chosen policy does not read.
     pub fn unread(&self) -> Vec<&'static str> {
-        let shared = [
-            ("--n-init", self.n_init.is_some()),
-            ("--n-local", self.n_local.is_some()),
-            ("--positions", self.positions.is_some()),
+        use PolicyName::{StreamingLlm, TokenSelect};
+        let selecting: &[PolicyName] = &[TokenSelect];
+        let placing: &[PolicyName] = &[TokenSelect, StreamingLlm];
+        let keeping: &[PolicyName] = &[TokenSelect, StreamingLlm];
+        let mut flags = vec![
+            ("--n-init", self.n_init.is_some(), keeping),
+            ("--n-local", self.n_local.is_some(), keeping),
+            ("--positions", self.positions.is_some(), placing),
+            ("--top-k", self.top_k.is_some(), selecting),
+            ("--paper", self.paper, &[TokenSelect]),
+            ("--cache-threshold", self.cache_threshold.is_some(), &[TokenSelect]),
+            ("--vote", self.vote.is_some(), &[TokenSelect]),
+            ("--head-map", self.head_map.is_some(), &[TokenSelect]),
+            ("--score-scale", self.score_scale.is_some(), &[TokenSelect]),
+            ("--smoothing", self.smoothing.is_some(), &[TokenSelect]),
+            ("--chunk-query", self.chunk_query.is_some(), &[TokenSelect]),
+            ("--last-token-alone", self.last_token_alone.is_some(), &[TokenSelect]),
+            ("--cache-gap-repair", self.cache_gap_repair.is_some(), &[TokenSelect]),
+            ("--score-dtype", self.score_dtype.is_some(), &[TokenSelect]),
+            (
+                "--local-outside-chunk",
+                self.local_outside_chunk.is_some(),
+                &[TokenSelect],
+            ),
         ];
-        let selecting = [
-            ("--paper", self.paper),
-            ("--top-k", self.top_k.is_some()),
-            ("--cache-threshold", self.cache_threshold.is_some()),
-            ("--vote", self.vote.is_some()),
-            ("--head-map", self.head_map.is_some()),
-            ("--score-scale", self.score_scale.is_some()),
-            ("--smoothing", self.smoothing.is_some()),
-            ("--chunk-query", self.chunk_query.is_some()),
-            ("--last-token-alone", self.last_token_alone.is_some()),
-            ("--cache-gap-repair", self.cache_gap_repair.is_some()),
-            ("--score-dtype", self.score_dtype.is_some()),
-            ("--local-outside-chunk", self.local_outside_chunk.is_some()),
-        ];
-        let (shared_unread, selecting_unread) = match self.policy {
-            PolicyName::Dense => (true, true),
-            PolicyName::StreamingLlm => (false, true),
-            PolicyName::TokenSelect => (false, false),
-        };
-        let given = |(flag, given): &(&'static str, bool)| given.then_some(*flag);
-        let shared = shared.iter().filter(|_| shared_unread).filter_map(given);
-        let selecting = selecting.iter().filter(|_| selecting_unread).filter_map(given);
-        shared.chain(selecting).collect()
+        flags.extend(self.baselines.given());
+        let unread = flags
+            .iter()
+            .filter(|(_, given, readers)| *given && !readers.contains(&self.policy));
+        unread.map(|(flag, _, _)| *flag).collect()
     }
 
     /// Refuses a window or sinks that the stated context can never hold. (Presets are larger than many texts; such a

@@ -11,6 +11,7 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, SessionLimits};
 use crate::model::memory_plan::{MemoryPlan, available_bytes};
+use crate::model::rope;
 use crate::model::weights::{ModelWeights, RandomWeights, TensorSource, tensor_specs};
 use crate::selection::PolicyConfig;
 use std::path::PathBuf;
@@ -93,6 +94,7 @@ pub(super) fn plan_memory(
     policy: &PolicyConfig,
     limits: SessionLimits,
 ) -> Result<MemoryPlan> {
+    rope::check_extension(&located.config, policy)?;
     let plan = MemoryPlan::new(&Cpu, &located.config, policy, limits);
     if let Some(available) = args.max_memory.or_else(available_bytes) {
         plan.check(

@@ -1,6 +1,7 @@
 //! The command line: arguments to a validated plan, plan to a run. One file per command.
 
 pub mod arguments;
+mod baseline_arguments;
 mod bench;
 mod doctor;
 mod infer;

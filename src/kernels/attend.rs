@@ -80,8 +80,7 @@ pub struct Attend<'a, B: Backend + ?Sized> {
     pub shape: AttentionShape,
     /// `[C, H, D]`, already rotated at `first_query_position + i`.
     pub queries: &'a B::Buffer,
-    /// The same rotated at [`Attend::query_position`] of [`Part::Far`]; read with [`Positions::Grouped`] only, where it
-    /// must be present.
+    /// The same rotated at [`Attend::query_position`] of [`Part::Far`]; must be present where a row sees a far key.
     pub far_queries: Option<&'a B::Buffer>,
     /// C.
     pub rows: usize,

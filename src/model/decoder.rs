@@ -3,11 +3,13 @@
 use super::config::ModelConfig;
 use super::rope;
 use super::weights::{LayerWeights, ModelWeights};
-use crate::attention::{self, AttentionScratch, Diagnosis};
+use crate::attention::{self, Diagnosis};
 use crate::error::{Error, Result};
 use crate::kernels::{Backend, QkvPart, RopeTable};
 use crate::kv_cache::KvCache;
-use crate::selection::{CacheOutcome, Phase, PolicyConfig, QueryView, Selection, SelectionPolicy};
+use crate::selection::{
+    CacheOutcome, Phase, PolicyConfig, QueryView, RopeExtension, RotatedQueries, Selection, SelectionPolicy,
+};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -70,6 +72,7 @@ pub struct Session<'m, B: Backend> {
     cache: KvCache<B>,
     policy: Box<dyn SelectionPolicy<B>>,
     rope: RopeTable,
+    rope_extension: Option<RopeExtension>,
     limits: SessionLimits,
     hidden: B::Buffer,
     normed: B::Buffer,
@@ -78,7 +81,7 @@ pub struct Session<'m, B: Backend> {
     gate_up: B::Buffer,
     activated: B::Buffer,
     logits: B::Buffer,
-    attention: AttentionScratch<B>,
+    rotated: RotatedQueries<B>,
     selection: Selection,
     times: [ForwardTimes; 2],
     diagnosis: Diagnosis,
@@ -94,6 +97,16 @@ pub fn activation_bytes(config: &ModelConfig, rows: usize) -> usize {
     (rows * per_row + config.vocab_size) * size_of::<f32>()
 }
 
+/// The rotary table of a session under `policy`.
+fn extended_table<B: Backend>(
+    config: &ModelConfig,
+    policy: &dyn SelectionPolicy<B>,
+    limits: SessionLimits,
+) -> RopeTable {
+    let extended = rope::extended(config, policy.rope_extension(), limits.max_context);
+    rope::table(&extended, limits.positions(policy))
+}
+
 impl<'m, B: Backend> Session<'m, B> {
     /// An empty text under `policy`.
     pub fn new(decoder: &'m Decoder<B>, policy: &PolicyConfig, limits: SessionLimits) -> Self {
@@ -103,7 +116,8 @@ impl<'m, B: Backend> Session<'m, B> {
         let shape = config.attention;
         Self {
             cache: KvCache::new(config.layers, shape, limits.max_context),
-            rope: rope::table(config, limits.positions(built.as_ref())),
+            rope: extended_table(config, built.as_ref(), limits),
+            rope_extension: built.rope_extension(),
             policy: built,
             limits,
             hidden: backend.zeros(rows * config.hidden_size),
@@ -113,7 +127,7 @@ impl<'m, B: Backend> Session<'m, B> {
             gate_up: backend.zeros(rows * 2 * config.intermediate_size),
             activated: backend.zeros(rows * config.intermediate_size),
             logits: backend.zeros(config.vocab_size),
-            attention: AttentionScratch::new(backend, rows, shape.query_width()),
+            rotated: RotatedQueries::new(backend, rows, &shape),
             selection: Selection::default(),
             times: [ForwardTimes::default(); 2],
             diagnosis: Diagnosis::default(),
@@ -179,9 +193,10 @@ impl<'m, B: Backend> Session<'m, B> {
     /// of `policy`. For benches that take turns on one text.
     pub fn swap_policy(&mut self, policy: &mut Box<dyn SelectionPolicy<B>>) {
         std::mem::swap(&mut self.policy, policy);
-        let positions = self.limits.positions(self.policy.as_ref());
-        if positions > self.rope.positions() {
-            self.rope = rope::table(&self.decoder.config, positions);
+        let extension = self.policy.rope_extension();
+        if extension != self.rope_extension || self.limits.positions(self.policy.as_ref()) > self.rope.positions() {
+            self.rope = extended_table(&self.decoder.config, self.policy.as_ref(), self.limits);
+            self.rope_extension = extension;
         }
     }
 
@@ -260,7 +275,7 @@ impl<'m, B: Backend> Session<'m, B> {
             &query,
             &self.cache,
             &self.selection,
-            &mut self.attention,
+            &mut self.rotated,
             &mut self.attended,
         );
         let times = &mut self.times[phase as usize];

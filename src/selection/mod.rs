@@ -5,11 +5,17 @@
 //! in [`PolicyConfig::build`].
 
 mod dense;
+mod operands;
+mod rope_extension;
+mod self_extend;
 mod statistics;
 mod streaming_llm;
 mod token_select;
 
 pub use dense::Dense;
+pub use operands::RotatedQueries;
+pub use rope_extension::{ExtendedDense, RopeExtension};
+pub use self_extend::{SelfExtend, SelfExtendConfig};
 pub use statistics::{CosineSummary, SelectionStatistics};
 pub use streaming_llm::StreamingLlm;
 pub use token_select::{CacheThreshold, ChunkQuery, ScoreScale, TokenSelect, TokenSelectConfig, Vote};
@@ -137,6 +143,11 @@ pub trait SelectionPolicy<B: Backend>: Send {
         false
     }
 
+    /// How rotary frequencies are stretched for this policy; `None`: not at all.
+    fn rope_extension(&self) -> Option<RopeExtension> {
+        None
+    }
+
     /// Positions that rotation must cover for a context of `max_context` tokens in chunks of `chunk`.
     fn positions_needed(&self, max_context: usize, chunk: usize) -> usize;
 
@@ -166,18 +177,30 @@ pub enum PolicyConfig {
     },
     /// Token-level selection (arXiv 2411.02886).
     TokenSelect(TokenSelectConfig),
+    /// Every stored token, NTK-aware rotary base.
+    Ntk {
+        /// Stretch; `None`: context over trained window.
+        rope_factor: Option<f32>,
+    },
+    /// Every stored token, `YaRN` (arXiv 2309.00071).
+    Yarn {
+        /// Stretch; `None`: context over trained window.
+        rope_factor: Option<f32>,
+    },
+    /// Every stored token, far ones at grouped positions (arXiv 2401.01325).
+    SelfExtend(SelfExtendConfig),
 }
 
 impl PolicyConfig {
-    /// Names as on the command line.
-    pub const NAMES: [&'static str; 3] = ["dense", "token-select", "streaming-llm"];
-
     /// The name as on the command line.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Dense => "dense",
             Self::TokenSelect(_) => "token-select",
             Self::StreamingLlm { .. } => "streaming-llm",
+            Self::Ntk { .. } => "ntk",
+            Self::Yarn { .. } => "yarn",
+            Self::SelfExtend(_) => "self-extend",
         }
     }
 
@@ -185,6 +208,10 @@ impl PolicyConfig {
     pub fn validate(&self) -> Result<()> {
         let n_local = match self {
             Self::Dense => return Ok(()),
+            Self::Ntk { .. } | Self::Yarn { .. } => {
+                return self.rope_extension().map_or(Ok(()), RopeExtension::validate);
+            }
+            Self::SelfExtend(config) => return config.validate(),
             Self::StreamingLlm { n_local, .. } => *n_local,
             Self::TokenSelect(config) => {
                 config.validate()?;
@@ -197,6 +224,37 @@ impl PolicyConfig {
             );
         }
         Ok(())
+    }
+
+    /// How the policy stretches rotary frequencies.
+    pub fn rope_extension(&self) -> Option<RopeExtension> {
+        match self {
+            Self::Ntk { rope_factor } => Some(RopeExtension::Ntk { factor: *rope_factor }),
+            Self::Yarn { rope_factor } => Some(RopeExtension::Yarn { factor: *rope_factor }),
+            _ => None,
+        }
+    }
+
+    /// The same with everything filled in that follows from the model's trained window and the context; this is what
+    /// reports record.
+    #[must_use]
+    pub fn for_context(mut self, trained: usize, max_context: usize) -> Self {
+        if let Some(extension) = self.rope_extension()
+            && let Self::Ntk { rope_factor } | Self::Yarn { rope_factor } = &mut self
+        {
+            *rope_factor = Some(extension.factor(trained, max_context));
+        }
+        self
+    }
+
+    /// The largest distance between a query and a key of a text of `tokens` tokens that the policy leaves as it is;
+    /// `None` where keys are placed anew or frequencies are stretched.
+    pub fn farthest(&self, tokens: usize) -> Option<usize> {
+        match self {
+            Self::Dense => Some(tokens),
+            Self::SelfExtend(config) => Some(config.farthest(tokens)),
+            _ => None,
+        }
     }
 
     /// The policy itself, for a model of `layers` layers.
@@ -213,6 +271,13 @@ impl PolicyConfig {
                 positions: *positions,
             }),
             Self::TokenSelect(config) => Box::new(TokenSelect::new(config.clone(), layers)),
+            Self::Ntk { rope_factor } => Box::new(ExtendedDense {
+                extension: RopeExtension::Ntk { factor: *rope_factor },
+            }),
+            Self::Yarn { rope_factor } => Box::new(ExtendedDense {
+                extension: RopeExtension::Yarn { factor: *rope_factor },
+            }),
+            Self::SelfExtend(config) => Box::new(SelfExtend { config: *config }),
         }
     }
 }
