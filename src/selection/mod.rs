@@ -5,14 +5,17 @@
 //! in [`PolicyConfig::build`].
 
 mod dense;
+mod inf_llm;
 mod operands;
 mod rope_extension;
+mod row_store;
 mod self_extend;
 mod statistics;
 mod streaming_llm;
 mod token_select;
 
 pub use dense::Dense;
+pub use inf_llm::{InfLlm, InfLlmConfig};
 pub use operands::RotatedQueries;
 pub use rope_extension::{ExtendedDense, RopeExtension};
 pub use self_extend::{SelfExtend, SelfExtendConfig};
@@ -189,6 +192,8 @@ pub enum PolicyConfig {
     },
     /// Every stored token, far ones at grouped positions (arXiv 2401.01325).
     SelfExtend(SelfExtendConfig),
+    /// A window, and blocks looked up by representative keys (arXiv 2402.04617).
+    InfLlm(InfLlmConfig),
 }
 
 impl PolicyConfig {
@@ -201,6 +206,7 @@ impl PolicyConfig {
             Self::Ntk { .. } => "ntk",
             Self::Yarn { .. } => "yarn",
             Self::SelfExtend(_) => "self-extend",
+            Self::InfLlm(_) => "inf-llm",
         }
     }
 
@@ -214,6 +220,10 @@ impl PolicyConfig {
             Self::SelfExtend(config) => return config.validate(),
             Self::StreamingLlm { n_local, .. } => *n_local,
             Self::TokenSelect(config) => {
+                config.validate()?;
+                config.n_local
+            }
+            Self::InfLlm(config) => {
                 config.validate()?;
                 config.n_local
             }
@@ -251,7 +261,13 @@ impl PolicyConfig {
     /// `None` where keys are placed anew or frequencies are stretched.
     pub fn farthest(&self, tokens: usize) -> Option<usize> {
         match self {
+            // The prompt is read densely, whatever becomes of it in decode.
             Self::Dense => Some(tokens),
+            Self::StreamingLlm { positions, .. } | Self::TokenSelect(TokenSelectConfig { positions, .. })
+                if *positions == Positions::Original =>
+            {
+                Some(tokens)
+            }
             Self::SelfExtend(config) => Some(config.farthest(tokens)),
             _ => None,
         }
@@ -278,6 +294,7 @@ impl PolicyConfig {
                 extension: RopeExtension::Yarn { factor: *rope_factor },
             }),
             Self::SelfExtend(config) => Box::new(SelfExtend { config: *config }),
+            Self::InfLlm(config) => Box::new(InfLlm::new(config.clone(), layers)),
         }
     }
 }

@@ -9,6 +9,7 @@ pub struct RotatedQueries<B: Backend> {
     near: B::Buffer,
     far: Option<B::Buffer>,
     elements: usize,
+    rows: usize,
 }
 
 impl<B: Backend> RotatedQueries<B> {
@@ -19,7 +20,13 @@ impl<B: Backend> RotatedQueries<B> {
             near: backend.zeros(elements),
             far: None,
             elements,
+            rows,
         }
+    }
+
+    /// The longest chunk there is room for.
+    pub fn rows(&self) -> usize {
+        self.rows
     }
 
     /// Bytes of one of the two rotations.
@@ -66,4 +73,11 @@ impl<B: Backend> RotatedQueries<B> {
             rope: query.rope,
         }
     }
+}
+
+/// Bytes of the attention mass of a chunk over `listed` tokens: the result, and one part for every block of rows.
+pub(super) fn mass_bytes(chunk: usize, listed: usize, shape: &AttentionShape) -> usize {
+    // A task of the CPU kernel takes 768 query rows or a little more; then what is left over, and the sum.
+    let parts = chunk * shape.group() / 768 + 2;
+    parts * shape.query_heads * listed * size_of::<f32>()
 }
