@@ -7,6 +7,7 @@
 mod dense;
 mod inf_llm;
 mod operands;
+mod quest;
 mod rope_extension;
 mod row_store;
 mod self_extend;
@@ -17,6 +18,7 @@ mod token_select;
 pub use dense::Dense;
 pub use inf_llm::{InfLlm, InfLlmConfig};
 pub use operands::RotatedQueries;
+pub use quest::{Quest, QuestConfig};
 pub use rope_extension::{ExtendedDense, RopeExtension};
 pub use self_extend::{SelfExtend, SelfExtendConfig};
 pub use statistics::{CosineSummary, SelectionStatistics};
@@ -194,6 +196,8 @@ pub enum PolicyConfig {
     SelfExtend(SelfExtendConfig),
     /// A window, and blocks looked up by representative keys (arXiv 2402.04617).
     InfLlm(InfLlmConfig),
+    /// Pages by the bounds of their keys, in decode (arXiv 2406.10774).
+    Quest(QuestConfig),
 }
 
 impl PolicyConfig {
@@ -207,6 +211,7 @@ impl PolicyConfig {
             Self::Yarn { .. } => "yarn",
             Self::SelfExtend(_) => "self-extend",
             Self::InfLlm(_) => "inf-llm",
+            Self::Quest(_) => "quest",
         }
     }
 
@@ -224,6 +229,10 @@ impl PolicyConfig {
                 config.n_local
             }
             Self::InfLlm(config) => {
+                config.validate()?;
+                config.n_local
+            }
+            Self::Quest(config) => {
                 config.validate()?;
                 config.n_local
             }
@@ -262,7 +271,7 @@ impl PolicyConfig {
     pub fn farthest(&self, tokens: usize) -> Option<usize> {
         match self {
             // The prompt is read densely, whatever becomes of it in decode.
-            Self::Dense => Some(tokens),
+            Self::Dense | Self::Quest(_) => Some(tokens),
             Self::StreamingLlm { positions, .. } | Self::TokenSelect(TokenSelectConfig { positions, .. })
                 if *positions == Positions::Original =>
             {
@@ -295,6 +304,7 @@ impl PolicyConfig {
             }),
             Self::SelfExtend(config) => Box::new(SelfExtend { config: *config }),
             Self::InfLlm(config) => Box::new(InfLlm::new(config.clone(), layers)),
+            Self::Quest(config) => Box::new(Quest::new(config.clone(), layers)),
         }
     }
 }
