@@ -11,6 +11,7 @@ mod quest;
 mod rope_extension;
 mod row_store;
 mod self_extend;
+mod snap_kv;
 mod statistics;
 mod streaming_llm;
 mod token_select;
@@ -21,6 +22,7 @@ pub use operands::RotatedQueries;
 pub use quest::{Quest, QuestConfig};
 pub use rope_extension::{ExtendedDense, RopeExtension};
 pub use self_extend::{SelfExtend, SelfExtendConfig};
+pub use snap_kv::{Pooling, SnapKv, SnapKvConfig};
 pub use statistics::{CosineSummary, SelectionStatistics};
 pub use streaming_llm::StreamingLlm;
 pub use token_select::{CacheThreshold, ChunkQuery, ScoreScale, TokenSelect, TokenSelectConfig, Vote};
@@ -198,6 +200,8 @@ pub enum PolicyConfig {
     InfLlm(InfLlmConfig),
     /// Pages by the bounds of their keys, in decode (arXiv 2406.10774).
     Quest(QuestConfig),
+    /// What the end of the prompt looks at, in decode (arXiv 2404.14469).
+    SnapKv(SnapKvConfig),
 }
 
 impl PolicyConfig {
@@ -212,6 +216,7 @@ impl PolicyConfig {
             Self::SelfExtend(_) => "self-extend",
             Self::InfLlm(_) => "inf-llm",
             Self::Quest(_) => "quest",
+            Self::SnapKv(_) => "snap-kv",
         }
     }
 
@@ -233,6 +238,10 @@ impl PolicyConfig {
                 config.n_local
             }
             Self::Quest(config) => {
+                config.validate()?;
+                config.n_local
+            }
+            Self::SnapKv(config) => {
                 config.validate()?;
                 config.n_local
             }
@@ -271,7 +280,7 @@ impl PolicyConfig {
     pub fn farthest(&self, tokens: usize) -> Option<usize> {
         match self {
             // The prompt is read densely, whatever becomes of it in decode.
-            Self::Dense | Self::Quest(_) => Some(tokens),
+            Self::Dense | Self::Quest(_) | Self::SnapKv(_) => Some(tokens),
             Self::StreamingLlm { positions, .. } | Self::TokenSelect(TokenSelectConfig { positions, .. })
                 if *positions == Positions::Original =>
             {
@@ -305,6 +314,7 @@ impl PolicyConfig {
             Self::SelfExtend(config) => Box::new(SelfExtend { config: *config }),
             Self::InfLlm(config) => Box::new(InfLlm::new(config.clone(), layers)),
             Self::Quest(config) => Box::new(Quest::new(config.clone(), layers)),
+            Self::SnapKv(config) => Box::new(SnapKv::new(config.clone(), layers)),
         }
     }
 }
