@@ -5,6 +5,7 @@
 //! in [`PolicyConfig::build`].
 
 mod dense;
+mod h2o;
 mod inf_llm;
 mod operands;
 mod quest;
@@ -17,6 +18,7 @@ mod streaming_llm;
 mod token_select;
 
 pub use dense::Dense;
+pub use h2o::{H2o, H2oConfig, H2oPrefill};
 pub use inf_llm::{InfLlm, InfLlmConfig};
 pub use operands::RotatedQueries;
 pub use quest::{Quest, QuestConfig};
@@ -202,6 +204,8 @@ pub enum PolicyConfig {
     Quest(QuestConfig),
     /// What the end of the prompt looks at, in decode (arXiv 2404.14469).
     SnapKv(SnapKvConfig),
+    /// Heavy hitters and recent tokens (arXiv 2306.14048).
+    H2o(H2oConfig),
 }
 
 impl PolicyConfig {
@@ -217,6 +221,7 @@ impl PolicyConfig {
             Self::InfLlm(_) => "inf-llm",
             Self::Quest(_) => "quest",
             Self::SnapKv(_) => "snap-kv",
+            Self::H2o(_) => "h2o",
         }
     }
 
@@ -242,6 +247,10 @@ impl PolicyConfig {
                 config.n_local
             }
             Self::SnapKv(config) => {
+                config.validate()?;
+                config.n_local
+            }
+            Self::H2o(config) => {
                 config.validate()?;
                 config.n_local
             }
@@ -281,6 +290,9 @@ impl PolicyConfig {
         match self {
             // The prompt is read densely, whatever becomes of it in decode.
             Self::Dense | Self::Quest(_) | Self::SnapKv(_) => Some(tokens),
+            Self::H2o(config) if config.prefill == H2oPrefill::Dense || config.positions == Positions::Original => {
+                Some(tokens)
+            }
             Self::StreamingLlm { positions, .. } | Self::TokenSelect(TokenSelectConfig { positions, .. })
                 if *positions == Positions::Original =>
             {
@@ -315,6 +327,7 @@ impl PolicyConfig {
             Self::InfLlm(config) => Box::new(InfLlm::new(config.clone(), layers)),
             Self::Quest(config) => Box::new(Quest::new(config.clone(), layers)),
             Self::SnapKv(config) => Box::new(SnapKv::new(config.clone(), layers)),
+            Self::H2o(config) => Box::new(H2o::new(config.clone(), layers)),
         }
     }
 }
