@@ -19,6 +19,11 @@ pub(super) fn tokens() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(..=MOST_TOKENS)
 }
 
+/// Reads a number of tokens above 0.
+pub(super) fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=MOST_TOKENS)
+}
+
 /// Flags of every command.
 #[derive(Debug, Args)]
 pub struct GlobalArgs {
@@ -169,6 +174,14 @@ pub enum PolicyName {
     Yarn,
     /// Dense, far distances in groups (arXiv 2401.01325)
     SelfExtend,
+    /// A window, and blocks looked up by representative keys (arXiv 2402.04617)
+    InfLlm,
+    /// In decode, pages by bounds of their keys (arXiv 2406.10774)
+    Quest,
+    /// In decode, what the end of the prompt looks at (arXiv 2404.14469)
+    SnapKv,
+    /// Heavy hitters and recent tokens (arXiv 2306.14048)
+    H2o,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -287,7 +300,7 @@ pub struct PolicyArgs {
     /// Keep n-local tokens before the chunk, not including it [default: on]
     #[arg(long, value_enum)]
     local_outside_chunk: Option<Switch>,
-    /// Where selected keys are placed [default: packed]
+    /// Where selected keys are placed; quest, snap-kv and h2o take original [default: packed]
     #[arg(long, value_enum)]
     positions: Option<PositionsName>,
     #[command(flatten)]
@@ -339,10 +352,7 @@ impl PolicyArgs {
             local_outside_chunk: self
                 .local_outside_chunk
                 .map_or(preset.local_outside_chunk, Switch::is_on),
-            positions: self.positions.map_or(preset.positions, |positions| match positions {
-                PositionsName::Packed => Positions::Packed,
-                PositionsName::Original => Positions::Original,
-            }),
+            positions: self.placed().unwrap_or(preset.positions),
         };
         let policy = match name {
             PolicyName::Dense => PolicyConfig::Dense,
@@ -355,19 +365,31 @@ impl PolicyArgs {
             PolicyName::Ntk => self.baselines.ntk(),
             PolicyName::Yarn => self.baselines.yarn(),
             PolicyName::SelfExtend => self.baselines.self_extend(),
+            PolicyName::InfLlm => self.baselines.inf_llm(&config),
+            PolicyName::Quest => self.baselines.quest(&config, self.placed()),
+            PolicyName::SnapKv => self.baselines.snap_kv(&config, self.placed()),
+            PolicyName::H2o => self.baselines.h2o(&config, self.placed()),
         };
         // A knob that the policy does not read must still make sense: it is there by mistake or for later.
         PolicyConfig::TokenSelect(config).validate()?;
+        self.baselines.ntk().validate()?;
         policy.validate()?;
         Ok(policy)
     }
 
+    fn placed(&self) -> Option<Positions> {
+        self.positions.map(|positions| match positions {
+            PositionsName::Packed => Positions::Packed,
+            PositionsName::Original => Positions::Original,
+        })
+    }
+
     /// Flags that are given but that the chosen policy does not read.
     pub fn unread(&self) -> Vec<&'static str> {
-        use PolicyName::{StreamingLlm, TokenSelect};
-        let selecting: &[PolicyName] = &[TokenSelect];
-        let placing: &[PolicyName] = &[TokenSelect, StreamingLlm];
-        let keeping: &[PolicyName] = &[TokenSelect, StreamingLlm];
+        use PolicyName::{H2o, InfLlm, Quest, SnapKv, StreamingLlm, TokenSelect};
+        let selecting: &[PolicyName] = &[TokenSelect, InfLlm, Quest, SnapKv, H2o];
+        let placing: &[PolicyName] = &[TokenSelect, StreamingLlm, Quest, SnapKv, H2o];
+        let keeping: &[PolicyName] = &[TokenSelect, StreamingLlm, InfLlm, Quest, SnapKv, H2o];
         let mut flags = vec![
             ("--n-init", self.n_init.is_some(), keeping),
             ("--n-local", self.n_local.is_some(), keeping),
