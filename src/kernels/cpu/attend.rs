@@ -5,7 +5,9 @@
 //! multiplied like a weight panel; in decode the few query rows are the panel and the keys stay as they lie.
 //! Splits have a fixed length, so results do not depend on the number of threads.
 
+use super::aligned::Aligned;
 use super::gemm::{PANEL, packed_kernel, row_slices, strided_kernel};
+use super::narrow::{self, QUERIES};
 use super::{Cpu, math};
 use crate::kernels::{Attend, AttentionShape, PAGE_TOKENS, TokenList};
 use pulp::{Arch, Simd, WithSimd};
@@ -22,8 +24,6 @@ const TASK_ROWS: usize = 768;
 const NARROW_ROWS: usize = 64;
 /// Keys per decode task.
 const SPLIT: usize = 512;
-/// Query rows of one narrow panel.
-const LANES: usize = 16;
 /// Distance of weight rows beyond the tile; keeps rows out of one L1 set.
 const PAD: usize = 16;
 
@@ -42,7 +42,7 @@ fn task_chunk_rows(shape: &AttentionShape) -> usize {
 struct State {
     max: Vec<f32>,
     sum: Vec<f32>,
-    out: Vec<f32>,
+    out: Aligned,
 }
 
 /// The rows `first..first + count` of the chunk, for the query heads of one KV head, over a range of the token list.
@@ -57,10 +57,10 @@ struct Task<'a> {
 
 /// Buffers of one running task.
 struct Scratch {
-    keys: Vec<f32>,
-    panels: Vec<f32>,
-    values: Vec<f32>,
-    weights: Vec<f32>,
+    keys: Aligned,
+    panels: Aligned,
+    values: Aligned,
+    weights: Aligned,
 }
 
 impl Task<'_> {
@@ -162,9 +162,9 @@ impl Task<'_> {
     }
 
     /// Query rows interleaved by `group`: `[ceil(R / group), D, group]`.
-    fn wide_queries(&self, group: usize) -> Vec<f32> {
+    fn wide_queries(&self, group: usize) -> Aligned {
         let d = self.args.shape.head_dim;
-        let mut out = vec![0.0; self.rows().div_ceil(group) * group * d];
+        let mut out = Aligned::zeros(self.rows().div_ceil(group) * group * d);
         for r in 0..self.rows() {
             let lines = &mut out[r / group * group * d..][..group * d];
             for (line, &q) in lines.chunks_exact_mut(group).zip(self.query(r)) {
@@ -174,48 +174,20 @@ impl Task<'_> {
         out
     }
 
-    /// The same for few query rows: `queries` is their panel `[groups of 16][D][16]`, already scaled.
+    /// The same for few query rows: `queries` are their panels, already scaled.
     #[inline(always)]
-    fn narrow_scores<S: Simd, const NV: usize>(
-        &self,
-        simd: S,
-        n: usize,
-        stride: usize,
-        queries: &[f32],
-        scratch: &mut Scratch,
-    ) {
-        const KEYS: usize = 14;
+    fn narrow_scores<S: Simd>(&self, simd: S, n: usize, stride: usize, queries: &[f32], scratch: &mut Scratch) {
         let d = self.args.shape.head_dim;
-        for (g, panel) in queries.chunks_exact(d * LANES).enumerate() {
-            let lanes = LANES.min(self.rows() - g * LANES);
-            for key in (0..n).step_by(KEYS) {
-                let count = KEYS.min(n - key);
-                let a = row_slices::<KEYS>(&scratch.keys, d, key, count, d);
-                let acc = strided_kernel::<S, KEYS, NV>(simd, a, panel, LANES, 0);
-                let mut tile = [[0.0; LANES]; KEYS];
-                for (line, acc) in tile.iter_mut().zip(&acc) {
-                    S::as_mut_simd_f32s(line).0.copy_from_slice(acc);
+        let keys = &scratch.keys[..n * d];
+        for (g, panel) in queries.chunks_exact(d * QUERIES).enumerate() {
+            let lanes = QUERIES.min(self.rows() - g * QUERIES);
+            let weights = &mut scratch.weights[g * QUERIES * stride..];
+            narrow::scores(simd, keys, d, panel, |first, count, tile| {
+                for (line, scores) in weights.chunks_mut(stride).zip(&tile[..lanes]) {
+                    line[first..first + count].copy_from_slice(&scores[..count]);
                 }
-                for lane in 0..lanes {
-                    let line = &mut scratch.weights[(g * LANES + lane) * stride + key..][..count];
-                    for (value, scores) in line.iter_mut().zip(&tile) {
-                        *value = scores[lane];
-                    }
-                }
-            }
+            });
         }
-    }
-
-    fn narrow_queries(&self) -> Vec<f32> {
-        let d = self.args.shape.head_dim;
-        let scale = 1.0 / (d as f32).sqrt();
-        let mut panel = vec![0.0; self.rows().div_ceil(LANES) * LANES * d];
-        for r in 0..self.rows() {
-            for (k, &q) in self.query(r).iter().enumerate() {
-                panel[(r / LANES * d + k) * LANES + r % LANES] = q * scale;
-            }
-        }
-        panel
     }
 
     /// Softmax weights of a tile in place, and the state brought to the new maxima.
@@ -258,9 +230,9 @@ impl Task<'_> {
         }
     }
 
-    /// `state.out += weights values` for a tile of `n` keys.
+    /// `state.out += weights values` for a tile of `n` keys and up to `MR` rows; how many rows were done.
     #[inline(always)]
-    fn accumulate<S: Simd, const MR: usize>(
+    fn accumulate<S: Simd, const MR: usize, const NV: usize>(
         &self,
         simd: S,
         first: usize,
@@ -269,22 +241,23 @@ impl Task<'_> {
         weights: &[f32],
         values: &[f32],
         out: &mut [f32],
-    ) {
+    ) -> usize {
         let padded = self.args.shape.head_dim.next_multiple_of(16);
         let count = MR.min(self.rows() - first);
         let a = row_slices::<MR>(weights, stride, first, count, n);
         let mut column = 0;
         while column < padded {
-            if padded - column >= 2 * S::F32_LANES {
-                let acc = strided_kernel::<S, MR, 2>(simd, a, values, padded, column);
-                add::<S, MR, 2>(simd, &acc, &mut out[first * padded + column..], padded, count);
-                column += 2 * S::F32_LANES;
+            if padded - column >= NV * S::F32_LANES {
+                let acc = strided_kernel::<S, MR, NV>(simd, a, values, padded, column);
+                add::<S, MR, NV>(simd, &acc, &mut out[first * padded + column..], padded, count);
+                column += NV * S::F32_LANES;
             } else {
                 let acc = strided_kernel::<S, MR, 1>(simd, a, values, padded, column);
                 add::<S, MR, 1>(simd, &acc, &mut out[first * padded + column..], padded, count);
                 column += S::F32_LANES;
             }
         }
+        MR
     }
 }
 
@@ -312,21 +285,22 @@ impl WithSimd for Task<'_> {
         let d = self.args.shape.head_dim;
         let padded = d.next_multiple_of(16);
         let rows = self.rows();
+        let scale = 1.0 / (d as f32).sqrt();
         let tile_len = if self.narrow { NARROW_TILE } else { WIDE_TILE };
         let stride = tile_len + PAD;
         let mut state = State {
             max: vec![f32::NEG_INFINITY; rows],
             sum: vec![0.0; rows],
-            out: vec![0.0; rows * padded],
+            out: Aligned::zeros(rows * padded),
         };
         let mut scratch = Scratch {
-            keys: vec![0.0; tile_len * d],
-            panels: vec![0.0; if self.narrow { 0 } else { tile_len * d }],
-            values: vec![0.0; tile_len * padded],
-            weights: vec![0.0; rows * stride],
+            keys: Aligned::zeros(tile_len * d),
+            panels: Aligned::zeros(if self.narrow { 0 } else { tile_len * d }),
+            values: Aligned::zeros(tile_len * padded),
+            weights: Aligned::zeros(rows * stride),
         };
         let queries = match (self.narrow, S::F32_LANES >= 16) {
-            (true, _) => self.narrow_queries(),
+            (true, _) => narrow::panels(rows, d, |r, k| self.query(r)[k] * scale),
             (false, true) => self.wide_queries(14),
             (false, false) => self.wide_queries(6),
         };
@@ -341,35 +315,23 @@ impl WithSimd for Task<'_> {
             let tile = start..end.min(start + tile_len);
             let n = tile.len();
             self.gather_keys(tile.clone(), &mut scratch.keys);
-            if !self.narrow {
-                self.wide_scores(simd, n, stride, &queries, &mut scratch);
-            } else if S::F32_LANES == 16 {
-                self.narrow_scores::<S, 1>(simd, n, stride, &queries, &mut scratch);
-            } else if S::F32_LANES == 8 {
-                self.narrow_scores::<S, 2>(simd, n, stride, &queries, &mut scratch);
-            } else if S::F32_LANES == 4 {
-                self.narrow_scores::<S, 4>(simd, n, stride, &queries, &mut scratch);
+            if self.narrow {
+                self.narrow_scores(simd, n, stride, &queries, &mut scratch);
             } else {
-                self.narrow_scores::<S, 16>(simd, n, stride, &queries, &mut scratch);
+                self.wide_scores(simd, n, stride, &queries, &mut scratch);
             }
             self.update(simd, &tile, &visible, stride, &mut scratch.weights, &mut state);
             let values = self.values(tile, padded, &mut scratch.values);
+            let (weights, out) = (&scratch.weights, &mut state.out);
             let mut first = 0;
             while first < rows {
-                match rows - first {
-                    1..=4 => {
-                        self.accumulate::<S, 4>(simd, first, n, stride, &scratch.weights, values, &mut state.out);
-                        first += 4;
-                    }
-                    5..=8 => {
-                        self.accumulate::<S, 8>(simd, first, n, stride, &scratch.weights, values, &mut state.out);
-                        first += 8;
-                    }
-                    _ => {
-                        self.accumulate::<S, 14>(simd, first, n, stride, &scratch.weights, values, &mut state.out);
-                        first += 14;
-                    }
-                }
+                first += match rows - first {
+                    1..=4 => self.accumulate::<S, 4, 2>(simd, first, n, stride, weights, values, out),
+                    5..=8 => self.accumulate::<S, 8, 2>(simd, first, n, stride, weights, values, out),
+                    // Few rows by many registers: more row pointers than this would not fit the general registers.
+                    _ if S::F32_LANES >= 16 => self.accumulate::<S, 6, 4>(simd, first, n, stride, weights, values, out),
+                    _ => self.accumulate::<S, 6, 2>(simd, first, n, stride, weights, values, out),
+                };
             }
             start += tile_len;
         }
@@ -398,7 +360,7 @@ fn merge(states: &[State], padded: usize) -> State {
     let mut total = State {
         max: vec![f32::NEG_INFINITY; rows],
         sum: vec![0.0; rows],
-        out: vec![0.0; rows * padded],
+        out: Aligned::zeros(rows * padded),
     };
     for r in 0..rows {
         let max = states.iter().map(|s| s.max[r]).fold(f32::NEG_INFINITY, f32::max);

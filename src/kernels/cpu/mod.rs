@@ -1,8 +1,10 @@
 //! The fast CPU backend: rayon over tasks, SIMD chosen at run time (AVX-512, AVX2 with FMA, NEON, or none).
 
+mod aligned;
 mod attend;
 mod gemm;
 mod math;
+mod narrow;
 mod select;
 
 pub use gemm::Packed;
