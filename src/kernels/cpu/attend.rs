@@ -5,7 +5,9 @@
 //! multiplied like a weight panel; in decode the few query rows are the panel and the keys stay as they lie.
 //! Splits have a fixed length, so results do not depend on the number of threads.
 
+use super::aligned::Aligned;
 use super::gemm::{PANEL, packed_kernel, row_slices, strided_kernel};
+use super::narrow::{self, QUERIES};
 use super::softmax::State;
 use super::{Cpu, math};
 use crate::kernels::{Attend, AttentionShape, PAGE_TOKENS, Part, TokenList};
@@ -23,8 +25,6 @@ const TASK_ROWS: usize = 768;
 pub(super) const NARROW_ROWS: usize = 64;
 /// Keys per decode task.
 pub(super) const SPLIT: usize = 512;
-/// Query rows of one narrow panel.
-const LANES: usize = 16;
 /// Distance of weight rows beyond the tile; keeps rows out of one L1 set.
 const PAD: usize = 16;
 
@@ -51,17 +51,17 @@ pub(super) struct Task<'a> {
 
 /// Buffers of one running task.
 pub(super) struct Scratch {
-    keys: Vec<f32>,
-    panels: Vec<f32>,
-    values: Vec<f32>,
-    pub(super) weights: Vec<f32>,
+    keys: Aligned,
+    panels: Aligned,
+    values: Aligned,
+    pub(super) weights: Aligned,
 }
 
 /// What the rows of a task see in one part, and how its tiles lie.
 pub(super) struct Pass {
     part: Part,
     /// Queries in the layout of the task's form.
-    queries: Vec<f32>,
+    queries: Aligned,
     /// Per chunk row.
     pub(super) visible: Vec<Range<usize>>,
     /// From the first tile's start to the last visible key.
@@ -82,10 +82,10 @@ impl Task<'_> {
     pub(super) fn scratch(&self, padded: usize) -> Scratch {
         let keys = self.tile_len() * self.args.shape.head_dim;
         Scratch {
-            keys: vec![0.0; keys],
-            panels: vec![0.0; if self.narrow { 0 } else { keys }],
-            values: vec![0.0; self.tile_len() * padded],
-            weights: vec![0.0; self.rows() * self.stride()],
+            keys: Aligned::zeros(keys),
+            panels: Aligned::zeros(if self.narrow { 0 } else { keys }),
+            values: Aligned::zeros(self.tile_len() * padded),
+            weights: Aligned::zeros(self.rows() * self.stride()),
         }
     }
 
@@ -100,8 +100,10 @@ impl Task<'_> {
         if start >= end {
             return None;
         }
+        let d = self.args.shape.head_dim;
+        let scale = 1.0 / (d as f32).sqrt();
         let queries = match (self.narrow, S::F32_LANES >= 16) {
-            (true, _) => self.narrow_queries(part),
+            (true, _) => narrow::panels(self.rows(), d, |r, k| self.query(part, r)[k] * scale),
             (false, true) => self.wide_queries(part, 14),
             (false, false) => self.wide_queries(part, 6),
         };
@@ -118,16 +120,10 @@ impl Task<'_> {
     pub(super) fn tile_scores<S: Simd>(&self, simd: S, pass: &Pass, tile: Range<usize>, scratch: &mut Scratch) {
         let (n, stride) = (tile.len(), self.stride());
         self.gather_keys(pass.part, tile, &mut scratch.keys);
-        if !self.narrow {
-            self.wide_scores(simd, n, stride, &pass.queries, scratch);
-        } else if S::F32_LANES == 16 {
-            self.narrow_scores::<S, 1>(simd, n, stride, &pass.queries, scratch);
-        } else if S::F32_LANES == 8 {
-            self.narrow_scores::<S, 2>(simd, n, stride, &pass.queries, scratch);
-        } else if S::F32_LANES == 4 {
-            self.narrow_scores::<S, 4>(simd, n, stride, &pass.queries, scratch);
+        if self.narrow {
+            self.narrow_scores(simd, n, stride, &pass.queries, scratch);
         } else {
-            self.narrow_scores::<S, 16>(simd, n, stride, &pass.queries, scratch);
+            self.wide_scores(simd, n, stride, &pass.queries, scratch);
         }
     }
 
@@ -229,9 +225,9 @@ impl Task<'_> {
     }
 
     /// Query rows interleaved by `group`: `[ceil(R / group), D, group]`.
-    fn wide_queries(&self, part: Part, group: usize) -> Vec<f32> {
+    fn wide_queries(&self, part: Part, group: usize) -> Aligned {
         let d = self.args.shape.head_dim;
-        let mut out = vec![0.0; self.rows().div_ceil(group) * group * d];
+        let mut out = Aligned::zeros(self.rows().div_ceil(group) * group * d);
         for r in 0..self.rows() {
             let lines = &mut out[r / group * group * d..][..group * d];
             for (line, &q) in lines.chunks_exact_mut(group).zip(self.query(part, r)) {
@@ -241,48 +237,20 @@ impl Task<'_> {
         out
     }
 
-    /// The same for few query rows: `queries` is their panel `[groups of 16][D][16]`, already scaled.
+    /// The same for few query rows: `queries` are their panels, already scaled.
     #[inline(always)]
-    fn narrow_scores<S: Simd, const NV: usize>(
-        &self,
-        simd: S,
-        n: usize,
-        stride: usize,
-        queries: &[f32],
-        scratch: &mut Scratch,
-    ) {
-        const KEYS: usize = 14;
+    fn narrow_scores<S: Simd>(&self, simd: S, n: usize, stride: usize, queries: &[f32], scratch: &mut Scratch) {
         let d = self.args.shape.head_dim;
-        for (g, panel) in queries.chunks_exact(d * LANES).enumerate() {
-            let lanes = LANES.min(self.rows() - g * LANES);
-            for key in (0..n).step_by(KEYS) {
-                let count = KEYS.min(n - key);
-                let a = row_slices::<KEYS>(&scratch.keys, d, key, count, d);
-                let acc = strided_kernel::<S, KEYS, NV>(simd, a, panel, LANES, 0);
-                let mut tile = [[0.0; LANES]; KEYS];
-                for (line, acc) in tile.iter_mut().zip(&acc) {
-                    S::as_mut_simd_f32s(line).0.copy_from_slice(acc);
+        let keys = &scratch.keys[..n * d];
+        for (g, panel) in queries.chunks_exact(d * QUERIES).enumerate() {
+            let lanes = QUERIES.min(self.rows() - g * QUERIES);
+            let weights = &mut scratch.weights[g * QUERIES * stride..];
+            narrow::scores(simd, keys, d, panel, |first, count, tile| {
+                for (line, scores) in weights.chunks_mut(stride).zip(&tile[..lanes]) {
+                    line[first..first + count].copy_from_slice(&scores[..count]);
                 }
-                for lane in 0..lanes {
-                    let line = &mut scratch.weights[(g * LANES + lane) * stride + key..][..count];
-                    for (value, scores) in line.iter_mut().zip(&tile) {
-                        *value = scores[lane];
-                    }
-                }
-            }
+            });
         }
-    }
-
-    fn narrow_queries(&self, part: Part) -> Vec<f32> {
-        let d = self.args.shape.head_dim;
-        let scale = 1.0 / (d as f32).sqrt();
-        let mut panel = vec![0.0; self.rows().div_ceil(LANES) * LANES * d];
-        for r in 0..self.rows() {
-            for (k, &q) in self.query(part, r).iter().enumerate() {
-                panel[(r / LANES * d + k) * LANES + r % LANES] = q * scale;
-            }
-        }
-        panel
     }
 
     /// Softmax weights of a tile in place, and the state brought to the new maxima.
@@ -329,9 +297,9 @@ impl Task<'_> {
         }
     }
 
-    /// `state.out += weights values` for a tile of `n` keys.
+    /// `state.out += weights values` for a tile of `n` keys and up to `MR` rows; how many rows were done.
     #[inline(always)]
-    fn accumulate<S: Simd, const MR: usize>(
+    fn accumulate<S: Simd, const MR: usize, const NV: usize>(
         &self,
         simd: S,
         first: usize,
@@ -340,22 +308,23 @@ impl Task<'_> {
         weights: &[f32],
         values: &[f32],
         out: &mut [f32],
-    ) {
+    ) -> usize {
         let padded = self.args.shape.head_dim.next_multiple_of(16);
         let count = MR.min(self.rows() - first);
         let a = row_slices::<MR>(weights, stride, first, count, n);
         let mut column = 0;
         while column < padded {
-            if padded - column >= 2 * S::F32_LANES {
-                let acc = strided_kernel::<S, MR, 2>(simd, a, values, padded, column);
-                add::<S, MR, 2>(simd, &acc, &mut out[first * padded + column..], padded, count);
-                column += 2 * S::F32_LANES;
+            if padded - column >= NV * S::F32_LANES {
+                let acc = strided_kernel::<S, MR, NV>(simd, a, values, padded, column);
+                add::<S, MR, NV>(simd, &acc, &mut out[first * padded + column..], padded, count);
+                column += NV * S::F32_LANES;
             } else {
                 let acc = strided_kernel::<S, MR, 1>(simd, a, values, padded, column);
                 add::<S, MR, 1>(simd, &acc, &mut out[first * padded + column..], padded, count);
                 column += S::F32_LANES;
             }
         }
+        MR
     }
 }
 
@@ -394,22 +363,18 @@ impl WithSimd for Task<'_> {
                 self.tile_scores(simd, &pass, tile.clone(), &mut scratch);
                 self.update(simd, &tile, &pass.visible, stride, &mut scratch.weights, &mut state);
                 let values = self.values(tile, padded, &mut scratch.values);
+                let (weights, out) = (&scratch.weights, &mut state.out);
                 let mut first = 0;
                 while first < rows {
-                    match rows - first {
-                        1..=4 => {
-                            self.accumulate::<S, 4>(simd, first, n, stride, &scratch.weights, values, &mut state.out);
-                            first += 4;
+                    first += match rows - first {
+                        1..=4 => self.accumulate::<S, 4, 2>(simd, first, n, stride, weights, values, out),
+                        5..=8 => self.accumulate::<S, 8, 2>(simd, first, n, stride, weights, values, out),
+                        // Few rows by many registers: more row pointers than this would not fit the general registers.
+                        _ if S::F32_LANES >= 16 => {
+                            self.accumulate::<S, 6, 4>(simd, first, n, stride, weights, values, out)
                         }
-                        5..=8 => {
-                            self.accumulate::<S, 8>(simd, first, n, stride, &scratch.weights, values, &mut state.out);
-                            first += 8;
-                        }
-                        _ => {
-                            self.accumulate::<S, 14>(simd, first, n, stride, &scratch.weights, values, &mut state.out);
-                            first += 14;
-                        }
-                    }
+                        _ => self.accumulate::<S, 6, 2>(simd, first, n, stride, weights, values, out),
+                    };
                 }
             }
         }

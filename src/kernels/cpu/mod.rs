@@ -1,9 +1,11 @@
 //! The fast CPU backend: rayon over tasks, SIMD chosen at run time (AVX-512, AVX2 with FMA, NEON, or none).
 
+mod aligned;
 mod attend;
 mod gemm;
 mod mass;
 mod math;
+mod narrow;
 mod rows;
 mod select;
 mod softmax;

@@ -1,5 +1,6 @@
 //! The running softmax of a block of query rows.
 
+use super::aligned::Aligned;
 use crate::kernels::AttentionShape;
 
 /// Running softmax of R query rows: maximum, sum, and un-normalised output `[R, padded D]`.
@@ -7,7 +8,7 @@ pub(super) struct State {
     pub(super) max: Vec<f32>,
     pub(super) sum: Vec<f32>,
     /// Empty where only maximum and sum are wanted.
-    pub(super) out: Vec<f32>,
+    pub(super) out: Aligned,
 }
 
 impl State {
@@ -16,7 +17,7 @@ impl State {
         Self {
             max: vec![f32::NEG_INFINITY; rows],
             sum: vec![0.0; rows],
-            out: vec![0.0; rows * padded],
+            out: Aligned::zeros(rows * padded),
         }
     }
 
