@@ -146,13 +146,16 @@ fn inline_code() -> impl Iterator<Item = &'static str> {
 }
 
 fn flags() -> BTreeSet<String> {
+    fn collect(command: &clap::Command, flags: &mut BTreeSet<String>) {
+        let longs = command.get_arguments().filter_map(clap::Arg::get_long);
+        flags.extend(longs.map(|long| format!("--{long}")));
+        command.get_subcommands().for_each(|inner| collect(inner, flags));
+    }
     let mut program = Cli::command();
     program.build();
-    let commands = program.get_subcommands().chain([&program]);
-    commands
-        .flat_map(clap::Command::get_arguments)
-        .filter_map(|argument| Some(format!("--{}", argument.get_long()?)))
-        .collect()
+    let mut flags = BTreeSet::new();
+    collect(&program, &mut flags);
+    flags
 }
 
 #[test]

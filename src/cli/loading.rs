@@ -7,14 +7,19 @@ use crate::error::{Error, Result};
 use crate::hub::{HubOptions, ModelFiles, Need, SourceRecord, resolve};
 use crate::kernels::Backend;
 use crate::kernels::cpu::Cpu;
+use crate::manifest::{FileRecord, Manifest};
+use crate::model::chat_template::{ChatTemplate, ChatTemplateChoice, ChatTemplateFiles};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, SessionLimits};
+use crate::model::generation_config::GenerationConfig;
 use crate::model::memory_plan::{MemoryPlan, available_bytes};
 use crate::model::rope;
+use crate::model::tokenizer::{Tokenizer, TokenizerFiles};
 use crate::model::weights::{ModelWeights, RandomWeights, TensorSource, tensor_specs};
+use crate::report::Measured;
 use crate::selection::PolicyConfig;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A model whose files were found and whose config was read; its weights are still on disk.
 pub(super) struct Located {
@@ -24,7 +29,6 @@ pub(super) struct Located {
 
 /// Finds the files of the model and reads its config. With random weights no weight file is needed.
 pub(super) fn locate(args: &ModelArgs, tokenizer: bool, context: &Context) -> Result<Located> {
-    let reference = args.reference()?;
     args.check_device()?;
     let need = match (args.random_weights.is_some(), tokenizer) {
         (true, true) => Need::ConfigAndTokenizer,
@@ -32,6 +36,16 @@ pub(super) fn locate(args: &ModelArgs, tokenizer: bool, context: &Context) -> Re
         (false, true) => Need::All,
         (false, false) => Need::ConfigAndWeights,
     };
+    locate_parts(args, need, context)
+}
+
+/// As [`locate`], for text without a run: config and tokenizer only.
+pub(super) fn locate_tokenizer(args: &ModelArgs, context: &Context) -> Result<Located> {
+    locate_parts(args, Need::ConfigAndTokenizer, context)
+}
+
+fn locate_parts(args: &ModelArgs, need: Need, context: &Context) -> Result<Located> {
+    let reference = args.reference()?;
     let options = HubOptions {
         revision: args.revision.clone(),
         offline: args.offline,
@@ -40,6 +54,80 @@ pub(super) fn locate(args: &ModelArgs, tokenizer: bool, context: &Context) -> Re
     let files = resolve(reference, need, &options)?;
     let config = ModelConfig::load(&files.config)?;
     Ok(Located { files, config })
+}
+
+/// What turns text into ids and back, and what ends a text.
+pub(super) struct Language {
+    /// `None` for a model without one.
+    pub tokenizer: Option<Tokenizer>,
+    /// `None` for plain text.
+    pub template: Option<ChatTemplate>,
+    /// Ids that end a text; empty to ignore them.
+    pub eos: Vec<u32>,
+}
+
+/// Reads the tokenizer, checks it against the model, and reads the template that `choice` asks for.
+pub(super) fn language(located: &Located, choice: &ChatTemplateChoice, ignore_eos: bool) -> Result<Language> {
+    let Located { files, config } = located;
+    let tokenizer = files
+        .tokenizer
+        .as_deref()
+        .map(|path| {
+            let tokenizer = Tokenizer::load(TokenizerFiles {
+                tokenizer: path,
+                tokenizer_config: files.tokenizer_config.as_deref(),
+            })?;
+            tokenizer.check_against_model_vocab(config.vocab_size)?;
+            Ok::<_, Error>(tokenizer)
+        })
+        .transpose()?;
+    let generation = GenerationConfig::load(files.generation_config.as_deref(), &files.config)?;
+    let eos = match (ignore_eos, generation.eos_token_ids.as_slice()) {
+        (true, _) => Vec::new(),
+        (false, []) => tokenizer
+            .as_ref()
+            .and_then(Tokenizer::eos_token_id)
+            .into_iter()
+            .collect(),
+        (false, ids) => ids.to_vec(),
+    };
+    let is_jinja = |path: &Path| path.extension().is_some_and(|e| e == "jinja");
+    let chat_file = files.chat_template.as_deref();
+    let template = ChatTemplate::choose(
+        choice,
+        ChatTemplateFiles {
+            jinja: chat_file.filter(|p| is_jinja(p)),
+            tokenizer_config: files.tokenizer_config.as_deref(),
+            json: chat_file.filter(|p| !is_jinja(p)),
+        },
+    )?;
+    Ok(Language {
+        tokenizer,
+        template,
+        eos,
+    })
+}
+
+/// Records tokenizer and template, and the hashes of the model's files where the report stays.
+pub(super) fn fill_manifest(
+    manifest: &mut Manifest,
+    located: &Located,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    hash_files: bool,
+) -> Result<()> {
+    if hash_files {
+        // This reads every byte of the model.
+        for path in located.files.weights.iter().chain([&located.files.config]) {
+            manifest.model_files.push(FileRecord::of(path)?);
+        }
+    }
+    manifest.tokenizer_sha256 = Measured::Value(tokenizer.hash().to_owned());
+    manifest.chat_template_sha256 = template.map_or_else(
+        || Measured::missing("no chat template"),
+        |template| Measured::Value(template.hash().to_owned()),
+    );
+    Ok(())
 }
 
 /// A built-in shape in the place of a model: a config, no files.

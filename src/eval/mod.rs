@@ -5,6 +5,13 @@
 //! before it: this is what makes a run resumable and its memory flat. Adding a task: one file, one line in the registry,
 //! one README row.
 
+pub mod infinite_bench;
+pub mod passkey;
+pub mod perplexity;
+pub mod ruler;
+pub mod runner;
+pub mod scorers;
+pub mod statistics;
 mod task;
 
 pub use task::{CountTokens, Example, Metric, Request, Task, WhitespaceTokens};

@@ -84,6 +84,12 @@ pub trait Task: Send + Sync {
         self.len() == Some(0)
     }
 
+    /// Whether a chat model reads the prompt through its chat template. False for few-shot prompts and for code to be
+    /// continued, which `LongBench` gives to every model as they are.
+    fn uses_chat_template(&self) -> bool {
+        true
+    }
+
     /// Everything that changes examples or scores besides seed and length; part of the configuration hash.
     fn settings(&self) -> serde_json::Value {
         serde_json::Value::Null
@@ -96,6 +102,20 @@ pub trait Task: Send + Sync {
 
     /// Makes or loads one example.
     fn example(&self, request: &Request<'_>) -> Result<Example>;
+
+    /// The example as a line of the benchmark's own data files, in their field names, for `--export`. `request` is the
+    /// one that it was made by.
+    fn exported(&self, request: &Request<'_>, example: &Example) -> Result<serde_json::Value> {
+        let text = [example.prompt.as_str(), &example.answer_prefix].concat();
+        // RULER's names, which several other scripts read; a benchmark with names of its own overrides this.
+        Ok(serde_json::json!({
+            "index": request.index,
+            "input": example.prompt,
+            "outputs": example.answers,
+            "length": request.tokens.count(&text)? + self.max_new_tokens(),
+            "answer_prefix": example.answer_prefix,
+        }))
+    }
 
     /// Scores an answer, each between 0 and 1, one per metric.
     fn score(&self, example: &Example, answer: &str) -> Vec<f64>;

@@ -7,12 +7,14 @@
 //! models--Org--Name/.no_exist/<commit>/<name>        the hub was asked; there is no such file
 //! .locks/models--Org--Name/<hash>.lock               held while a blob is written
 //! ```
+//!
+//! A data set's folder is `datasets--Org--Name`.
 
 use std::fs::File;
 use std::io::{ErrorKind, Result as IoResult};
 use std::path::{Path, PathBuf};
 
-use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use hf_hub::{Cache, CacheRepo, Repo};
 
 use super::reference::Repository;
 use crate::error::{Error, Result};
@@ -27,7 +29,11 @@ pub(super) struct RepositoryCache {
 
 impl RepositoryCache {
     pub(super) fn new(cache_dir: &Path, repository: &Repository) -> Self {
-        let repo = Repo::with_revision(repository.id.clone(), RepoType::Model, repository.revision.clone());
+        let repo = Repo::with_revision(
+            repository.id.clone(),
+            repository.kind.repo_type(),
+            repository.revision.clone(),
+        );
         let name = repo.folder_name();
         Self {
             folder: cache_dir.join(&name),

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
+use hf_hub::{Cache, Repo};
 use serde::Deserialize;
 
 use super::cache::is_commit;
@@ -107,8 +107,11 @@ impl Client {
 
     fn at(&self, revision: &str) -> ApiRepo {
         let id = self.repository.id.clone();
-        self.api
-            .repo(Repo::with_revision(id, RepoType::Model, revision.to_owned()))
+        self.api.repo(Repo::with_revision(
+            id,
+            self.repository.kind.repo_type(),
+            revision.to_owned(),
+        ))
     }
 
     /// What the repository holds at `revision`.
@@ -165,7 +168,7 @@ impl Client {
         let described = etag.zip(size).and_then(|(etag, size)| remote_file(name, etag, size));
         described.ok_or_else(|| {
             Error::environment(format!("`{}` gives no size or hash for `{name}`", self.endpoint))
-                .help("set `HF_ENDPOINT` to the hub itself, or download the model by hand and name its directory")
+                .help("set `HF_ENDPOINT` to the hub itself, or download the files by hand and name their directory")
         })
     }
 
@@ -189,6 +192,8 @@ impl Client {
     /// The error for an answer that is a refusal.
     fn refused(&self, answer: &Answer, revision: &str, name: Option<&str>) -> Error {
         let id = &self.repository.id;
+        let noun = self.repository.kind.noun();
+        let page = format!("{}/{}{id}", self.endpoint, self.repository.kind.page());
         let code = answer.error_code.as_deref().unwrap_or_default();
         let token = if self.has_token {
             "the token in use has no access; set `HF_TOKEN` to one that has"
@@ -196,25 +201,20 @@ impl Client {
             "set `HF_TOKEN` to an access token of an account that has access"
         };
         match (answer.status, code) {
-            (401 | 403, "GatedRepo") => Error::user(format!("`{id}` is a gated model and access was refused"))
-                .note(format!("its terms are accepted at {}/{id}", self.endpoint))
+            (401 | 403, "GatedRepo") => Error::user(format!("`{id}` is a gated {noun} and access was refused"))
+                .note(format!("its terms are accepted at {page}"))
                 .help(token),
             (401, _) => Error::user(format!("`{id}` does not exist, or is private or gated (HTTP 401)"))
                 .help(format!("check the spelling; if it is right, {token}")),
             (403, _) => Error::user(format!("access to `{id}` was refused (HTTP 403)"))
-                .note(format!(
-                    "if it is a gated model, its terms are accepted at {}/{id}",
-                    self.endpoint
-                ))
+                .note(format!("if it is a gated {noun}, its terms are accepted at {page}"))
                 .help(token),
-            (404, "RevisionNotFound") => Error::user(format!("`{id}` has no revision `{revision}`")).help(format!(
-                "see {}/{id}/tree/main for its branches and tags",
-                self.endpoint
-            )),
+            (404, "RevisionNotFound") => Error::user(format!("`{id}` has no revision `{revision}`"))
+                .help(format!("see {page}/tree/main for its branches and tags")),
             (404, _) => match name {
                 Some(name) => Error::user(format!("`{id}` has no file `{name}` at revision `{revision}`")),
                 None => Error::user(format!(
-                    "the hub has no model `{id}` with a revision `{revision}` (HTTP 404)"
+                    "the hub has no {noun} `{id}` with a revision `{revision}` (HTTP 404)"
                 ))
                 .note(format!("there is no local path `{id}` either"))
                 .help("check the spelling, or name a local directory as `./...`"),
@@ -229,7 +229,7 @@ impl Client {
 
 fn unreachable(endpoint: &str, id: &str, cause: &str) -> Error {
     Error::environment(format!("cannot reach `{endpoint}` for `{id}`: {cause}"))
-        .help("check the network, the proxy and `HF_ENDPOINT`, or name a local model directory")
+        .help("check the network, the proxy and `HF_ENDPOINT`, or name a local directory")
 }
 
 /// `None` unless the hash is one: it becomes a file name.

@@ -14,6 +14,9 @@
 //! the `cache` lacks nothing: `client` asks the hub, `download` fetches one file. A cached snapshot is a folder like any
 //! other, so both ways end in the same survey and the same [`ModelFiles`].
 //!
+//! Data of a benchmark is named the same way ([`resolve_data`]): a file, a directory, or a data set of the hub, of which
+//! only the one file that is wanted is downloaded.
+//!
 //! The cache is the standard one of the Hugging Face libraries (`models--Org--Name/{blobs,refs,snapshots,.no_exist}`):
 //! what Python has downloaded is found here, and the other way round. It is asked first; a revision that is complete
 //! there costs no network access. A file enters the cache only after its size and, for a file in large file storage, its
@@ -37,6 +40,7 @@
 
 mod cache;
 mod client;
+mod data;
 mod directory;
 mod download;
 mod environment;
@@ -48,6 +52,7 @@ use std::path::PathBuf;
 
 use crate::error::Result;
 
+pub use data::{DataFile, resolve_data, resolve_data_with};
 pub use environment::{HubEnvironment, cache_dir};
 use reference::Reference;
 

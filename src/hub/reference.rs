@@ -2,11 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use hf_hub::RepoType;
+
 use super::environment::expand_home;
 use crate::error::{Error, Result, io_error};
 
 const FORMS: &str = "name a model directory, a `.safetensors` file, a `config.json`, or a hub model such as \
                      `Qwen/Qwen2.5-0.5B-Instruct`";
+
+const DATA_FORMS: &str = "name a `.jsonl` file, a directory that holds it, or a hub data set such as \
+                          `xinrongzhang2022/InfiniteBench`";
 
 /// What a reference names.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,9 +21,42 @@ pub(super) enum Reference {
     Hub(Repository),
 }
 
+/// What a repository holds. The hub keeps the two apart in addresses and cache folders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RepositoryKind {
+    Model,
+    Dataset,
+}
+
+impl RepositoryKind {
+    /// The word in messages.
+    pub(super) fn noun(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "data set",
+        }
+    }
+
+    /// What comes before the id in the address of its page.
+    pub(super) fn page(self) -> &'static str {
+        match self {
+            Self::Model => "",
+            Self::Dataset => "datasets/",
+        }
+    }
+
+    pub(super) fn repo_type(self) -> RepoType {
+        match self {
+            Self::Model => RepoType::Model,
+            Self::Dataset => RepoType::Dataset,
+        }
+    }
+}
+
 /// A repository of the hub at a revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Repository {
+    pub(super) kind: RepositoryKind,
     /// `Org/Name`.
     pub(super) id: String,
     /// Branch, tag or commit.
@@ -41,6 +79,42 @@ pub(super) fn parse(typed: &str, revision: Option<&str>) -> Result<Reference> {
         Ok(metadata) => local(path, &metadata, revision),
         Err(source) if is_absent(&source) => absent(typed, &path, revision),
         Err(source) => Err(io_error("read", &path, &source)),
+    }
+}
+
+/// As [`parse`], for data: a directory, a file or a data set of the hub.
+pub(super) fn parse_data(typed: &str, revision: Option<&str>) -> Result<Reference> {
+    if typed.trim().is_empty() {
+        return Err(Error::user("the data reference is empty").help(DATA_FORMS));
+    }
+    let path = expand_home(typed);
+    match std::fs::metadata(&path) {
+        Ok(metadata) => return local(path, &metadata, revision),
+        Err(source) if is_absent(&source) => {}
+        Err(source) => return Err(io_error("read", &path, &source)),
+    }
+    let (id, suffix) = split_revision(typed);
+    if looks_like_path(typed, id) || !id.contains('/') {
+        let error = Error::user(format!("`{typed}` does not exist"));
+        return Err(match similar_note(&path) {
+            Some(note) => error.note(note),
+            None => error,
+        }
+        .help(DATA_FORMS));
+    }
+    hub(RepositoryKind::Dataset, id, suffix, revision).map_err(|error| {
+        if error.remedy().is_none() {
+            error.help(DATA_FORMS)
+        } else {
+            error
+        }
+    })
+}
+
+fn split_revision(typed: &str) -> (&str, Option<&str>) {
+    match typed.split_once('@') {
+        Some((id, suffix)) => (id, Some(suffix)),
+        None => (typed, None),
     }
 }
 
@@ -73,10 +147,7 @@ fn local(path: PathBuf, metadata: &std::fs::Metadata, revision: Option<&str>) ->
 }
 
 fn absent(typed: &str, path: &Path, revision: Option<&str>) -> Result<Reference> {
-    let (id, suffix) = match typed.split_once('@') {
-        Some((id, suffix)) => (id, Some(suffix)),
-        None => (typed, None),
-    };
+    let (id, suffix) = split_revision(typed);
     if looks_like_path(typed, id) {
         return Err(absent_path(path));
     }
@@ -89,13 +160,25 @@ fn absent(typed: &str, path: &Path, revision: Option<&str>) -> Result<Reference>
         }
         return Err(error.help(FORMS));
     }
+    hub(RepositoryKind::Model, id, suffix, revision).map_err(|error| {
+        if error.remedy().is_none() {
+            error.help(FORMS)
+        } else {
+            error
+        }
+    })
+}
+
+/// The repository `id` at the revision of its suffix or of `--revision`. A fault of the id comes without a remedy.
+fn hub(kind: RepositoryKind, id: &str, suffix: Option<&str>, revision: Option<&str>) -> Result<Reference> {
     if let Some(fault) = id_fault(id) {
-        return Err(Error::user(format!("`{id}` is not a hub model id: {fault}")).help(FORMS));
+        return Err(Error::user(format!("`{id}` is not a hub {} id: {fault}", kind.noun())));
     }
     let revision = match (suffix, revision) {
         (Some(suffix), Some(option)) if suffix != option => {
             return Err(Error::user(format!(
-                "two revisions are given: `@{suffix}` in the model reference and `--revision {option}`"
+                "two revisions are given: `@{suffix}` in the {} reference and `--revision {option}`",
+                kind.noun()
             ))
             .help("keep one of them"));
         }
@@ -106,6 +189,7 @@ fn absent(typed: &str, path: &Path, revision: Option<&str>) -> Result<Reference>
             .help("a revision is a branch, a tag or a commit, such as `main` or `v1.0`"));
     }
     Ok(Reference::Hub(Repository {
+        kind,
         id: id.to_owned(),
         revision: revision.to_owned(),
     }))
@@ -117,7 +201,7 @@ fn looks_like_path(typed: &str, id: &str) -> bool {
         || typed.contains('\\')
         || id.ends_with('/')
         || id.matches('/').count() > 1
-        || [".safetensors", ".json", ".gguf", ".bin"]
+        || [".safetensors", ".json", ".jsonl", ".gguf", ".bin"]
             .iter()
             .any(|end| typed.ends_with(end))
 }
@@ -223,9 +307,33 @@ mod tests {
 
     fn hub(id: &str, revision: &str) -> Reference {
         Reference::Hub(Repository {
+            kind: RepositoryKind::Model,
             id: id.to_owned(),
             revision: revision.to_owned(),
         })
+    }
+
+    #[test]
+    fn data_is_a_path_or_a_data_set() {
+        let Reference::Hub(repository) = parse_data("Org/Data@v1", None).unwrap() else {
+            panic!("a data set");
+        };
+        assert_eq!(
+            (repository.kind, repository.revision.as_str()),
+            (RepositoryKind::Dataset, "v1")
+        );
+        for (typed, expected) in [
+            ("", "is empty"),
+            ("passkey", "does not exist"),
+            ("no/such/file.jsonl", "does not exist"),
+            ("Org/Na me", "not a hub data set id"),
+        ] {
+            let error = parse_data(typed, None).unwrap_err();
+            assert!(
+                error.message().contains(expected) && error.remedy().is_some(),
+                "{error}"
+            );
+        }
     }
 
     fn message(typed: &str, revision: Option<&str>) -> String {

@@ -88,7 +88,7 @@ fn offline(
             .map(|(_, name)| name.to_owned())
             .collect(),
     };
-    let Repository { id, revision } = repository;
+    let Repository { id, revision, .. } = repository;
     let count = match missing.len() {
         1 => "1 file that is".to_owned(),
         count => format!("{count} files that are"),
@@ -203,7 +203,7 @@ impl Download<'_> {
     }
 
     fn place(&self) -> String {
-        let Repository { id, revision } = self.repository;
+        let Repository { id, revision, .. } = self.repository;
         format!("the hub repository `{id}` (revision `{revision}`)")
     }
 }

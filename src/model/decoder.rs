@@ -81,6 +81,7 @@ pub struct Session<'m, B: Backend> {
     gate_up: B::Buffer,
     activated: B::Buffer,
     logits: B::Buffer,
+    logits_rows: usize,
     rotated: RotatedQueries<B>,
     selection: Selection,
     times: [ForwardTimes; 2],
@@ -127,6 +128,7 @@ impl<'m, B: Backend> Session<'m, B> {
             gate_up: backend.zeros(rows * 2 * config.intermediate_size),
             activated: backend.zeros(rows * config.intermediate_size),
             logits: backend.zeros(config.vocab_size),
+            logits_rows: 1,
             rotated: RotatedQueries::new(backend, rows, &shape),
             selection: Selection::default(),
             times: [ForwardTimes::default(); 2],
@@ -344,16 +346,22 @@ impl<'m, B: Backend> Session<'m, B> {
 
     /// Logits `[V]` after row `row` of the last forward pass.
     pub fn logits(&mut self, row: usize) -> Vec<f32> {
+        self.logits_of_rows(row..row + 1)
+    }
+
+    /// Logits `[rows, V]` after several rows of the last forward pass. V is large: ask for a block of rows at a time.
+    pub fn logits_of_rows(&mut self, rows: Range<usize>) -> Vec<f32> {
         let (config, backend, w) = (&self.decoder.config, &self.decoder.backend, &self.decoder.weights);
-        backend.rms_norm(
-            &self.hidden,
-            &w.final_norm,
-            config.rms_norm_eps,
-            row..row + 1,
-            &mut self.normed,
-        );
+        let count = rows.len();
+        if count > self.logits_rows {
+            self.logits = backend.zeros(count * config.vocab_size);
+            self.logits_rows = count;
+        }
+        backend.rms_norm(&self.hidden, &w.final_norm, config.rms_norm_eps, rows, &mut self.normed);
         let unembedding = w.unembedding.as_ref().unwrap_or(&w.embedding);
-        backend.linear(&self.normed, 1, unembedding, None, false, &mut self.logits);
-        backend.download(&self.logits).into_owned()
+        backend.linear(&self.normed, count, unembedding, None, false, &mut self.logits);
+        let mut logits = backend.download(&self.logits).into_owned();
+        logits.truncate(count * config.vocab_size);
+        logits
     }
 }

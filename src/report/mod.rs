@@ -6,6 +6,7 @@
 //! - `config.json`: the effective configuration, written first; it decides whether a later run may resume here;
 //! - `samples.jsonl`: one line per sample, appended and flushed one by one;
 //! - `table.csv`, `table.md`: the tables for spreadsheets and for reading;
+//! - `*.svg`: figures, where the command draws some;
 //! - `report.json`: everything, written last, so that its presence marks a closed run.
 //!
 //! Keys carry SI units (`_s`, `_bytes`, `_tokens`); a missing value is null with its reason ([`Measured`]).
@@ -18,12 +19,13 @@ mod run_config;
 mod run_directory;
 mod samples;
 pub mod schema;
+pub mod svg;
 mod table;
 pub mod terminal;
 
 pub use measured::{Measured, OUT_OF_MEMORY};
 pub use run_directory::RunDirectory;
-pub use samples::{MemorySink, Sample, SampleKey, SampleSink};
+pub use samples::{KeySink, MemorySink, Sample, SampleSink};
 pub use table::{Cell, Column, MissingCell, Table};
 
 use crate::bench::statistics::Summary;

@@ -63,7 +63,7 @@ impl RunDirectory {
         {
             return Err(earlier.refusal(&wanted, output));
         }
-        let loaded = samples::load(&file, &samples_path, &wanted.config_hash)?;
+        let loaded = samples::read(&file, &samples_path, &wanted.config_hash, &mut |_| Ok(()))?;
         if loaded.torn_bytes > 0 {
             file.cut(loaded.complete_bytes)
                 .map_err(|error| io_error("shorten", &samples_path, &error))?;
@@ -73,7 +73,7 @@ impl RunDirectory {
                 loaded.torn_bytes
             ));
         }
-        let resumed_count = loaded.samples.len() as u64;
+        let resumed_count = loaded.lines.len() as u64;
         match earlier {
             Some(earlier) if resumed_count > 0 => {
                 if earlier.build != wanted.build {
@@ -89,7 +89,7 @@ impl RunDirectory {
         }
         Ok(Self {
             path: output.to_owned(),
-            done: loaded.samples.iter().map(Sample::key).collect(),
+            done: loaded.lines.into_keys().collect(),
             writer: SampleWriter::new(file, samples_path, loaded.complete_bytes, resumed_count),
             run: wanted,
             resumed_count,
@@ -117,18 +117,9 @@ impl RunDirectory {
         &self.notices
     }
 
-    /// The key of a sample of this run.
-    pub fn key(&self, task: &str, id: &str) -> SampleKey {
-        SampleKey {
-            task: task.into(),
-            id: id.into(),
-            config_hash: self.run.config_hash.clone(),
-        }
-    }
-
-    /// Whether the sample is already in the directory.
-    pub fn done(&self, key: &SampleKey) -> bool {
-        self.done.contains(key)
+    /// Writes another file of the run, such as a figure, by renaming a finished one.
+    pub fn write_file(&self, name: &str, contents: &[u8]) -> Result<()> {
+        replace(&self.path.join(name), contents)
     }
 
     /// Writes the tables, then `report.json`, each by renaming a finished file; fills in `report.samples`.
@@ -158,11 +149,11 @@ impl RunDirectory {
 
 impl SampleSink for RunDirectory {
     fn is_done(&self, task: &str, id: &str) -> bool {
-        self.done(&self.key(task, id))
+        self.done.contains(&SampleKey::new(task, id))
     }
 
     fn append(&mut self, task: &str, id: &str, data: Value) -> Result<()> {
-        let key = self.key(task, id);
+        let key = SampleKey::new(task, id);
         if self.done.contains(&key) {
             return Err(Error::bug(format!("sample `{id}` of task `{task}` was made twice")));
         }
@@ -176,8 +167,9 @@ impl SampleSink for RunDirectory {
         Ok(())
     }
 
-    fn samples(&self) -> Result<Vec<Sample>> {
-        Ok(samples::load(self.writer.storage(), &self.path.join(SAMPLES), self.config_hash())?.samples)
+    fn for_each(&self, visit: &mut dyn FnMut(Sample) -> Result<()>) -> Result<()> {
+        let path = self.path.join(SAMPLES);
+        samples::read(self.writer.storage(), &path, self.config_hash(), visit).map(drop)
     }
 }
 

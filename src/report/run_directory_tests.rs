@@ -31,7 +31,7 @@ fn a_second_run_resumes_and_the_report_counts_both() {
     drop(run);
 
     let mut run = open(&path).unwrap();
-    assert!(run.done(&run.key("passkey", "0")) && !run.is_done("passkey", "1") && !run.is_done("other", "0"));
+    assert!(run.is_done("passkey", "0") && !run.is_done("passkey", "1") && !run.is_done("other", "0"));
     run.append("passkey", "1", json!({"score": 0})).unwrap();
     assert_eq!(run.append("passkey", "1", json!({})).unwrap_err().exit_code(), 70);
     let mut report = example();

@@ -7,7 +7,8 @@ use crate::error::{Error, Result, io_error};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::HashMap;
+use sha2::{Digest, Sha256};
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -25,15 +26,22 @@ pub struct Sample {
     pub data: Value,
 }
 
-/// What makes a sample the same sample in a later run.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct SampleKey {
-    /// The task it belongs to.
-    pub task: String,
-    /// Its name within the task.
-    pub id: String,
-    /// Hash of the configuration.
-    pub config_hash: String,
+/// Names a sample among those of its run in 16 bytes, so that a run of many samples remembers few bytes of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct SampleKey([u8; 16]);
+
+impl SampleKey {
+    /// The key of sample `id` of `task`: half of a SHA-256, so that two samples do not meet in any run of this world.
+    pub(super) fn new(task: &str, id: &str) -> Self {
+        let digest = Sha256::new()
+            .chain_update((task.len() as u64).to_le_bytes())
+            .chain_update(task)
+            .chain_update(id)
+            .finalize();
+        let mut half = [0; 16];
+        half.copy_from_slice(&digest[..16]);
+        Self(half)
+    }
 }
 
 /// Where an experiment puts its samples.
@@ -42,8 +50,17 @@ pub trait SampleSink {
     fn is_done(&self, task: &str, id: &str) -> bool;
     /// Adds one sample and makes it safe before returning.
     fn append(&mut self, task: &str, id: &str, data: Value) -> Result<()>;
-    /// All samples, earlier runs' included, in the order of their making.
-    fn samples(&self) -> Result<Vec<Sample>>;
+    /// Shows all samples one by one, earlier runs' included, in the order of their making.
+    fn for_each(&self, visit: &mut dyn FnMut(Sample) -> Result<()>) -> Result<()>;
+    /// All samples at once; for runs of few.
+    fn samples(&self) -> Result<Vec<Sample>> {
+        let mut all = Vec::new();
+        self.for_each(&mut |sample| {
+            all.push(sample);
+            Ok(())
+        })?;
+        Ok(all)
+    }
 }
 
 /// Keeps samples in memory: the sink of a run without `--output`.
@@ -51,6 +68,7 @@ pub trait SampleSink {
 pub struct MemorySink {
     config_hash: String,
     samples: Vec<Sample>,
+    done: HashSet<SampleKey>,
 }
 
 impl MemorySink {
@@ -58,17 +76,18 @@ impl MemorySink {
     pub fn new(config_hash: impl Into<String>) -> Self {
         Self {
             config_hash: config_hash.into(),
-            samples: Vec::new(),
+            ..Self::default()
         }
     }
 }
 
 impl SampleSink for MemorySink {
     fn is_done(&self, task: &str, id: &str) -> bool {
-        self.samples.iter().any(|sample| sample.task == task && sample.id == id)
+        self.done.contains(&SampleKey::new(task, id))
     }
 
     fn append(&mut self, task: &str, id: &str, data: Value) -> Result<()> {
+        self.done.insert(SampleKey::new(task, id));
         self.samples.push(Sample {
             task: task.into(),
             id: id.into(),
@@ -78,44 +97,60 @@ impl SampleSink for MemorySink {
         Ok(())
     }
 
-    fn samples(&self) -> Result<Vec<Sample>> {
-        Ok(self.samples.clone())
+    fn for_each(&self, visit: &mut dyn FnMut(Sample) -> Result<()>) -> Result<()> {
+        self.samples.iter().cloned().try_for_each(visit)
     }
 }
 
-impl Sample {
-    /// Its key.
-    pub fn key(&self) -> SampleKey {
-        SampleKey {
-            task: self.task.clone(),
-            id: self.id.clone(),
-            config_hash: self.config_hash.clone(),
-        }
+/// Keeps which samples are done and nothing else: the sink without `--output` of a run of many samples whose
+/// statistics are gathered on the way.
+#[derive(Debug, Default)]
+pub struct KeySink {
+    done: HashSet<SampleKey>,
+}
+
+impl SampleSink for KeySink {
+    fn is_done(&self, task: &str, id: &str) -> bool {
+        self.done.contains(&SampleKey::new(task, id))
+    }
+
+    fn append(&mut self, task: &str, id: &str, _data: Value) -> Result<()> {
+        self.done.insert(SampleKey::new(task, id));
+        Ok(())
+    }
+
+    fn for_each(&self, _visit: &mut dyn FnMut(Sample) -> Result<()>) -> Result<()> {
+        Ok(())
     }
 }
 
 /// What a sample file holds.
 pub(super) struct Loaded {
-    /// Complete samples.
-    pub samples: Vec<Sample>,
+    /// Keys of the complete samples, with their line numbers.
+    pub lines: HashMap<SampleKey, usize>,
     /// Length of the complete lines.
     pub complete_bytes: u64,
     /// Length of the line that was cut short after them; 0 if none was.
     pub torn_bytes: u64,
 }
 
-/// Reads a sample file; a broken line before the last newline is an error that names it.
+/// Reads a sample file line by line and shows every complete sample to `visit`; a broken line before the last newline is
+/// an error that names it.
 ///
 /// It reads through the file that holds the lock, because some systems refuse any other.
-pub(super) fn load(mut file: &File, path: &Path, config_hash: &str) -> Result<Loaded> {
+pub(super) fn read(
+    mut file: &File,
+    path: &Path,
+    config_hash: &str,
+    visit: &mut dyn FnMut(Sample) -> Result<()>,
+) -> Result<Loaded> {
     file.rewind().map_err(|error| io_error("read", path, &error))?;
     let mut reader = BufReader::new(file);
     let mut loaded = Loaded {
-        samples: Vec::new(),
+        lines: HashMap::new(),
         complete_bytes: 0,
         torn_bytes: 0,
     };
-    let mut seen = HashMap::new();
     let mut line = Vec::new();
     for number in 1_usize.. {
         line.clear();
@@ -136,7 +171,8 @@ pub(super) fn load(mut file: &File, path: &Path, config_hash: &str) -> Result<Lo
             .note(format!("this run's config hash is {config_hash}"))
             .help("choose another `--output` directory"));
         }
-        if let Some(first) = seen.insert(sample.key(), number) {
+        let key = SampleKey::new(&sample.task, &sample.id);
+        if let Some(first) = loaded.lines.insert(key, number) {
             return Err(Error::user(format!(
                 "line {number} of `{}` repeats the sample of line {first}",
                 path.display()
@@ -145,7 +181,7 @@ pub(super) fn load(mut file: &File, path: &Path, config_hash: &str) -> Result<Lo
             .help("delete one of the two lines, then run again"));
         }
         loaded.complete_bytes += length as u64;
-        loaded.samples.push(sample);
+        visit(sample)?;
     }
     Ok(loaded)
 }

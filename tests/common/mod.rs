@@ -3,6 +3,8 @@
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
 pub mod program;
+pub mod ruler;
+pub mod tables;
 pub mod tiny_model;
 
 use std::path::{Path, PathBuf};

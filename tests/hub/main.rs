@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use mock::{Behaviour, COMMIT, MockHub, OLD_COMMIT, sha256};
 use tempfile::TempDir;
 use tokselect::error::Error;
-use tokselect::hub::{HubEnvironment, HubOptions, ModelFiles, Need, SourceRecord, resolve_with};
+use tokselect::hub::{HubEnvironment, HubOptions, ModelFiles, Need, SourceRecord, resolve_data_with, resolve_with};
 
 const WEIGHTS: &[u8] = &[7; 300_000];
 const CONFIG: (&str, &[u8]) = ("config.json", b"{\"model_type\": \"qwen2\"}");
@@ -422,4 +422,69 @@ fn two_downloads_of_the_same_model_at_once() {
         }
     });
     assert_eq!(world.hub.ranges("model.safetensors").len(), 1);
+}
+
+#[test]
+fn one_file_of_a_data_set_is_downloaded_once_and_then_found_offline() {
+    let lines: &[u8] = b"{\"id\": 0}\n";
+    let world = world(Behaviour::with(&[
+        ("passkey.jsonl", lines),
+        ("kv_retrieval.jsonl", b"{}"),
+    ]));
+    let offline = HubOptions {
+        offline: true,
+        ..options()
+    };
+    let get = |names: &[&str], options: &HubOptions| resolve_data_with(&world.environment, "Org/Name", names, options);
+    let error = get(&["passkey.jsonl"], &offline).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    assert!(
+        error.message().contains("`passkey.jsonl` of the data set `Org/Name`"),
+        "{error}"
+    );
+    let file = get(&["data/passkey.jsonl", "passkey.jsonl"], &options()).unwrap();
+    assert_eq!(content(&file.path), lines);
+    assert!(matches!(file.source, SourceRecord::Hub { ref commit, .. } if commit == COMMIT));
+    assert!(
+        world
+            .cache
+            .path()
+            .join("datasets--Org--Name/snapshots")
+            .join(COMMIT)
+            .is_dir()
+    );
+    let asked = world.hub.requests().len();
+    assert_eq!(get(&["passkey.jsonl"], &offline).unwrap(), file);
+    assert_eq!(world.hub.requests().len(), asked);
+    assert!(world.hub.ranges("kv_retrieval.jsonl").is_empty());
+    let error = get(&["longbook.jsonl"], &options()).unwrap_err();
+    assert!(
+        error.to_string().contains("it holds kv_retrieval.jsonl, passkey.jsonl"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_data_directory_is_searched_and_a_file_taken_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data");
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("trec.jsonl"), "{}").unwrap();
+    let environment = HubEnvironment {
+        endpoint: String::new(),
+        cache_dir: folder.path().to_owned(),
+        token: None,
+        offline: true,
+    };
+    let get = |reference: &Path, names: &[&str]| {
+        resolve_data_with(&environment, reference.to_str().unwrap(), names, &options()).map(|file| file.path)
+    };
+    let file = path.join("trec.jsonl");
+    assert_eq!(get(folder.path(), &["trec.jsonl", "data/trec.jsonl"]).unwrap(), file);
+    assert_eq!(get(&file, &["other.jsonl"]).unwrap(), file);
+    let error = get(folder.path(), &["lcc.jsonl", "data/lcc.jsonl"]).unwrap_err();
+    assert!(
+        error.message().contains("has no `lcc.jsonl` or `data/lcc.jsonl`"),
+        "{error}"
+    );
 }

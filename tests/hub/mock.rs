@@ -167,7 +167,10 @@ fn answer(mut stream: TcpStream, behaviour: &Behaviour, log: &Mutex<Vec<Request>
     if !authorized && storage.is_none() {
         return respond(401, "X-Error-Code: RepoNotFound\r\n", b"");
     }
-    if let Some(revision) = path.strip_prefix("/api/models/Org/Name/revision/") {
+    let revision = ["models", "datasets"]
+        .iter()
+        .find_map(|kind| path.strip_prefix(&format!("/api/{kind}/Org/Name/revision/")));
+    if let Some(revision) = revision {
         return match revision {
             "main" | COMMIT => respond(200, "", listing(behaviour, COMMIT).as_bytes()),
             "old" | OLD_COMMIT => respond(200, "", listing(behaviour, OLD_COMMIT).as_bytes()),
@@ -175,6 +178,7 @@ fn answer(mut stream: TcpStream, behaviour: &Behaviour, log: &Mutex<Vec<Request>
         };
     }
     let resolved = path
+        .trim_start_matches("/datasets")
         .strip_prefix("/Org/Name/resolve/")
         .and_then(|rest| rest.split_once('/'));
     let Some(name) = storage.or(resolved.map(|(_, name)| name)) else {

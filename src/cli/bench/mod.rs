@@ -1,11 +1,15 @@
 //! `tokselect bench`: one subcommand per thing that can be measured.
 
+mod accuracy;
 mod end_to_end;
+mod perplexity;
+mod variants;
 
 use super::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use clap::{Args, Subcommand};
+use std::path::Path;
 
 /// Arguments of `tokselect bench`.
 #[derive(Debug, Args)]
@@ -18,10 +22,74 @@ pub struct BenchArgs {
 enum BenchCommand {
     /// Time prefill and decode steps of a whole model under several policies, with checks and memory
     EndToEnd(Box<end_to_end::EndToEndArgs>),
+    /// Find a five-digit key in repeated sentences, by length, depth and policy
+    Passkey(Box<accuracy::AccuracyArgs>),
+    /// The thirteen RULER tasks at any length (arXiv 2404.06654)
+    Ruler(Box<accuracy::RulerArgs>),
+    /// Perplexity of a long text under several policies, and their distance from dense on it
+    Perplexity(Box<perplexity::PerplexityArgs>),
 }
 
 pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<Outcome> {
     match &args.command {
         BenchCommand::EndToEnd(args) => end_to_end::run(args, context),
+        BenchCommand::Passkey(args) => accuracy::run_passkey(args, context),
+        BenchCommand::Ruler(args) => accuracy::run_ruler(args, context),
+        BenchCommand::Perplexity(args) => perplexity::run(args, context),
+    }
+}
+
+fn positive(text: &str) -> std::result::Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|&n| n > 0)
+        .ok_or_else(|| "pass whole numbers of 1 or more".to_owned())
+}
+
+/// Reads `4096`, `4k` (4096) or `1m` (1048576).
+fn parse_length(text: &str) -> std::result::Result<usize, String> {
+    let lower = text.to_ascii_lowercase();
+    let (digits, factor) = match (lower.strip_suffix('k'), lower.strip_suffix('m')) {
+        (Some(digits), _) => (digits, 1 << 10),
+        (_, Some(digits)) => (digits, 1 << 20),
+        _ => (lower.as_str(), 1),
+    };
+    // Far beyond any context, and small enough that no size in bytes overflows.
+    let most = 1 << 32;
+    digits
+        .parse::<usize>()
+        .ok()
+        .and_then(|number| number.checked_mul(factor))
+        .filter(|length| (1..=most).contains(length))
+        .ok_or_else(|| "pass tokens, 1 or more, such as 4096, 4k or 1m".to_owned())
+}
+
+/// The error of a run that was stopped with `finished` samples in `output`.
+fn interruption(output: Option<&Path>, finished: usize) -> Error {
+    match output {
+        Some(path) => Error::interrupted(format!(
+            "interrupted; {finished} finished samples are kept in `{}`",
+            path.display()
+        ))
+        .help("run the same command again to go on"),
+        None => Error::interrupted(format!(
+            "interrupted; the {finished} finished samples are in the tables"
+        ))
+        .help("pass `--output DIR` to keep finished samples and go on later"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_read() {
+        assert_eq!(parse_length("4096"), Ok(4096));
+        assert_eq!(parse_length("4k"), Ok(4096));
+        assert_eq!(parse_length("1M"), Ok(1 << 20));
+        for wrong in ["0", "0k", "-1", "4.5k", "k", "99999999m"] {
+            assert!(parse_length(wrong).is_err(), "{wrong}");
+        }
     }
 }

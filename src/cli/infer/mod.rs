@@ -5,22 +5,22 @@ mod summary;
 
 use super::Context;
 use super::arguments::{ModelArgs, OutputArgs, PolicyArgs, tokens};
-use super::loading::{self, Located};
+use super::loading::{self, Language, Located};
 use super::prompts::{self, Content, Prompts, token_ids};
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::interrupt::Interrupt;
 use crate::kernels::cpu::Cpu;
 use crate::manifest::{FileRecord, Manifest};
-use crate::model::chat_template::{ChatContext, ChatMessage, ChatTemplate, ChatTemplateChoice, ChatTemplateFiles};
+use crate::model::chat_template::{ChatMessage, ChatTemplate, ChatTemplateChoice};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Session, SessionLimits};
 use crate::model::generate::{Finish, Generation, Observer, Request, generate};
-use crate::model::generation_config::GenerationConfig;
 use crate::model::memory_plan::MemoryPlan;
+use crate::model::prompt::PromptEncoder;
 use crate::model::sampling::{Sampler, SamplingConfig};
 use crate::model::stop::StopStrings;
-use crate::model::tokenizer::{Tokenizer, TokenizerFiles};
+use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::TensorSource;
 use crate::printer::{Printer, Progress};
 use crate::report::{MemorySink, Report, RunDirectory, SampleSink};
@@ -233,46 +233,18 @@ fn plan(args: &InferArgs, context: &Context) -> Result<Plan> {
     }
     let only_ids = prompts.all.iter().all(|p| matches!(p.content, Content::Ids(_)));
     let located = locate(args, only_ids, context)?;
-    let config = &located.config;
-    let files = &located.files;
-    let tokenizer = files
-        .tokenizer
-        .as_deref()
-        .map(|path| {
-            let tokenizer = Tokenizer::load(TokenizerFiles {
-                tokenizer: path,
-                tokenizer_config: files.tokenizer_config.as_deref(),
-            })?;
-            tokenizer.check_against_model_vocab(config.vocab_size)?;
-            Ok::<_, Error>(tokenizer)
-        })
-        .transpose()?;
-    let generation = GenerationConfig::load(files.generation_config.as_deref(), &files.config)?;
-    let eos = match (args.generation.ignore_eos, generation.eos_token_ids.as_slice()) {
-        (true, _) => Vec::new(),
-        (false, []) => tokenizer
-            .as_ref()
-            .and_then(Tokenizer::eos_token_id)
-            .into_iter()
-            .collect(),
-        (false, ids) => ids.to_vec(),
-    };
-    let is_jinja = |path: &Path| path.extension().is_some_and(|e| e == "jinja");
-    let chat_file = files.chat_template.as_deref();
-    let template = ChatTemplate::choose(
-        &args.prompt.chat_template,
-        ChatTemplateFiles {
-            jinja: chat_file.filter(|p| is_jinja(p)),
-            tokenizer_config: files.tokenizer_config.as_deref(),
-            json: chat_file.filter(|p| !is_jinja(p)),
-        },
-    )?;
+    let Language {
+        tokenizer,
+        template,
+        eos,
+    } = loading::language(&located, &args.prompt.chat_template, args.generation.ignore_eos)?;
     let encoded = encode(&prompts, args, tokenizer.as_ref(), template.as_ref())?;
     let longest = encoded.iter().map(|p| p.ids.len()).max().unwrap_or(0);
     let max_context = args
         .model
         .max_context
         .unwrap_or(longest + args.generation.max_new_tokens);
+    let config = &located.config;
     check_prompts(&encoded, max_context, config)?;
     if let Some(stated) = args.model.max_context {
         args.policy.check_context(stated)?;
@@ -402,14 +374,11 @@ fn encode(
                 conversation.push(ChatMessage::new("system", system.as_str()));
             }
             conversation.extend_from_slice(messages);
-            let context = ChatContext {
-                bos_token: tokenizer.bos_token().map(str::to_owned),
-                eos_token: tokenizer.eos_token().map(str::to_owned),
-                ..ChatContext::default()
+            let encoder = PromptEncoder {
+                tokenizer,
+                template: Some(template),
             };
-            let text = template.render(&conversation, true, &context)?;
-            // The template writes special tokens itself.
-            tokenizer.encode(&text, false)
+            Ok::<_, Error>(encoder.conversation(template, &conversation, "")?.ids)
         };
         let ids = match (&prompt.content, template) {
             (Content::Ids(ids), _) => ids.clone(),

@@ -6,6 +6,7 @@ use crate::bench::end_to_end::{Bench, Ended, Part, Watch, checks, decode, memory
 use crate::bench::shapes::Shape;
 use crate::cli::Context;
 use crate::cli::arguments::{ModelArgs, OutputArgs, PolicyArgs, PolicyName};
+use crate::cli::bench::positive;
 use crate::cli::loading;
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
@@ -100,13 +101,6 @@ struct MeasureArgs {
     /// Set these times beside ours: a JSON file of `scripts/bench_transformers.py`
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
-}
-
-fn positive(text: &str) -> std::result::Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|&n| n > 0)
-        .ok_or_else(|| "pass whole numbers of 1 or more".to_owned())
 }
 
 /// The group of policy flags brings `--policy` along; here it would be ignored in silence.
