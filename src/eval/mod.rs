@@ -6,6 +6,9 @@
 //! one README row.
 
 pub mod infinite_bench;
+pub mod jsonl;
+pub mod long_bench;
+mod prompt;
 pub mod ruler;
 pub mod scorers;
 mod task;

@@ -84,6 +84,12 @@ pub trait Task: Send + Sync {
         self.len() == Some(0)
     }
 
+    /// Whether a chat model reads the prompt through its chat template. False for few-shot prompts and for code to be
+    /// continued, which `LongBench` gives to every model as they are.
+    fn uses_chat_template(&self) -> bool {
+        true
+    }
+
     /// Everything that changes examples or scores besides seed and length; part of the configuration hash.
     fn settings(&self) -> serde_json::Value {
         serde_json::Value::Null
