@@ -1,14 +1,16 @@
 //! `InfiniteBench` (arXiv 2402.13718): twelve tasks with contexts beyond 100K tokens.
 //!
-//! [`load`] reads a task's official data file. [`Subtask`] names the tasks, [`PromptSet`] whose templates ask, and [`score`]
-//! judges an answer by the benchmark's own script and by the one that the `TokenSelect` repository ships, which is looser
-//! and behind its Tables 1 and 3 to 9.
+//! [`load`] reads a task's official data file, [`generate()`] makes the six synthetic ones at any length. [`Subtask`] names the
+//! tasks, [`PromptSet`] whose templates ask, and [`score`] judges an answer by the benchmark's own script and by the one that
+//! the `TokenSelect` repository ships, which is looser and behind its Tables 1 and 3 to 9.
 
+mod generate;
 mod loaded;
 mod prompts;
 mod score;
 mod subtask;
 
+pub use generate::{GENERATED, GenerateSettings, generate};
 pub(crate) use loaded::no_depth;
 pub use loaded::{InfiniteBench, load};
 pub use prompts::PromptSet;
