@@ -6,8 +6,11 @@
 //! one README row.
 
 pub mod infinite_bench;
+pub mod jsonl;
+pub mod long_bench;
 pub mod passkey;
 pub mod perplexity;
+mod prompt;
 pub mod ruler;
 pub mod runner;
 pub mod scorers;
