@@ -270,11 +270,6 @@ fn examples_are_exported_without_a_model() {
         assert!(line["input"].as_str().expect("a prompt").contains(key));
     }
     refuses(&mut export(), 2, &["1024/passkey.jsonl", "never overwritten"]);
-    let mut nameless = tokselect();
-    nameless
-        .args(["bench", "passkey", "--export"])
-        .arg(folder.path().join("other"));
-    refuses(&mut nameless, 2, &["no model is named", "--count words"]);
 }
 
 #[test]

@@ -45,6 +45,7 @@ fn json_has_its_keys() {
         "compute",
         "memory",
         "cache",
+        "demo_model",
         "hub",
         "nvidia_libraries",
         "terminal",

@@ -2,6 +2,7 @@
 
 use super::baseline_arguments::BaselineArgs;
 use crate::error::{Error, Result};
+use crate::hub::DEMO;
 use crate::kernels::{HeadMap, Positions, ScoreDtype};
 use crate::model::memory_plan::parse_bytes;
 use crate::printer::PrinterOptions;
@@ -80,7 +81,8 @@ pub enum Dtype {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// Model: a directory, a `.safetensors` or `config.json` file, or a hub id `Org/Name[@REVISION]`
+    /// Model: a directory, a `.safetensors` or `config.json` file, a hub id `Org/Name[@REVISION]`, or `demo`, the one built
+    /// in [default: demo; `bench end-to-end`: a shape]
     #[arg(short, long, value_name = "ID|DIR|FILE")]
     pub model: Option<String>,
     /// Branch, tag or commit on the hub
@@ -107,12 +109,9 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// The model reference, or how to name one.
-    pub fn reference(&self) -> Result<&str> {
-        self.model.as_deref().ok_or_else(|| {
-            Error::user("no model is named")
-                .help("pass `-m DIR` (a Hugging Face checkpoint), `-m FILE.safetensors`, or `-m Org/Name` from the hub")
-        })
+    /// The model reference: what was named, else the built-in model.
+    pub fn reference(&self) -> &str {
+        self.model.as_deref().unwrap_or(DEMO)
     }
 
     /// Refuses devices and types that this build does not run.

@@ -5,7 +5,7 @@ mod machine;
 use super::Context;
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
-use crate::hub::HubEnvironment;
+use crate::hub::{DEMO, HubEnvironment, demo_folder, demo_sha256, is_laid_out};
 use crate::kernels::Backend;
 use crate::kernels::cpu::{Cpu, simd_level};
 use crate::kernels::reference::Reference;
@@ -15,6 +15,7 @@ use crate::report::{Measured, terminal};
 use clap::Args;
 use machine::{CacheFolder, ControlGroups, Library, NO_LIMIT, NOT_FOUND, nvidia_libraries};
 use serde::Serialize;
+use std::path::Path;
 
 /// Version of the JSON form; raised when a reader of the old one would misread the new one.
 const SCHEMA_VERSION: u32 = 1;
@@ -38,6 +39,7 @@ struct Findings {
     compute: Compute,
     memory: Memory,
     cache: CacheFolder,
+    demo_model: DemoModel,
     hub: Hub,
     nvidia_libraries: Vec<Library>,
     terminal: Screen,
@@ -60,6 +62,28 @@ struct Memory {
     total_bytes: Measured<u64>,
     available_bytes: Measured<u64>,
     limit_bytes: Measured<u64>,
+}
+
+/// The model that is part of the program.
+#[derive(Debug, Serialize)]
+struct DemoModel {
+    /// SHA-256 over all of its files.
+    sha256: &'static str,
+    /// Where its files are laid out.
+    folder: String,
+    /// Whether they are there, byte by byte.
+    laid_out: bool,
+}
+
+impl DemoModel {
+    fn below(own_cache_dir: &Path) -> Self {
+        let folder = demo_folder(own_cache_dir);
+        Self {
+            sha256: demo_sha256(),
+            laid_out: is_laid_out(&folder),
+            folder: folder.display().to_string(),
+        }
+    }
 }
 
 /// Never the token itself.
@@ -141,6 +165,7 @@ impl Findings {
             },
             device,
             cache: CacheFolder::at(&hub.cache_dir),
+            demo_model: DemoModel::below(&hub.own_cache_dir),
             hub: Hub {
                 offline: hub.offline,
                 token_present: hub.token.is_some(),
@@ -305,6 +330,15 @@ impl Findings {
                     yes(self.cache.writable, "writable", "not writable"),
                     size(&self.cache.free_bytes),
                     self.cache.models
+                ),
+            ),
+            (
+                "demo model",
+                format!(
+                    "built in as `-m {DEMO}`, sha256 {}, {} {}",
+                    &self.demo_model.sha256[..12],
+                    yes(self.demo_model.laid_out, "laid out in", "on first use laid out in"),
+                    self.demo_model.folder
                 ),
             ),
             (

@@ -45,7 +45,7 @@ pub(super) fn locate_tokenizer(args: &ModelArgs, context: &Context) -> Result<Lo
 }
 
 fn locate_parts(args: &ModelArgs, need: Need, context: &Context) -> Result<Located> {
-    let reference = args.reference()?;
+    let reference = args.reference();
     let options = HubOptions {
         revision: args.revision.clone(),
         offline: args.offline,
@@ -108,6 +108,19 @@ pub(super) fn language(located: &Located, choice: &ChatTemplateChoice, ignore_eo
     })
 }
 
+/// Records the model's files by content: the weights, and the config if there is one. This reads every byte of them.
+pub(super) fn record_files(manifest: &mut Manifest, files: &ModelFiles, config: bool) -> Result<()> {
+    for path in files.weights.iter().chain(config.then_some(&files.config)) {
+        let mut record = FileRecord::of(path)?;
+        // Where the built-in model was laid out says nothing about it, and differs from machine to machine.
+        if let (SourceRecord::Embedded { name, .. }, Some(file)) = (&files.source, path.file_name()) {
+            record.path = format!("{name}/{}", file.to_string_lossy());
+        }
+        manifest.model_files.push(record);
+    }
+    Ok(())
+}
+
 /// Records tokenizer and template, and the hashes of the model's files where the report stays.
 pub(super) fn fill_manifest(
     manifest: &mut Manifest,
@@ -117,10 +130,7 @@ pub(super) fn fill_manifest(
     hash_files: bool,
 ) -> Result<()> {
     if hash_files {
-        // This reads every byte of the model.
-        for path in located.files.weights.iter().chain([&located.files.config]) {
-            manifest.model_files.push(FileRecord::of(path)?);
-        }
+        record_files(manifest, &located.files, true)?;
     }
     manifest.tokenizer_sha256 = Measured::Value(tokenizer.hash().to_owned());
     manifest.chat_template_sha256 = template.map_or_else(

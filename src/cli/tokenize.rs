@@ -4,7 +4,7 @@ use super::Context;
 use super::prompts::read_text;
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
-use crate::hub::{HubOptions, Need, resolve};
+use crate::hub::{DEMO, HubOptions, Need, resolve};
 use crate::model::tokenizer::{Tokenizer, TokenizerFiles};
 use clap::Args;
 use std::path::PathBuf;
@@ -34,8 +34,8 @@ pub struct TokenizeArgs {
 /// Which tokenizer.
 #[derive(Debug, Args)]
 struct TokenizerModelArgs {
-    /// Model: a directory or a hub id `Org/Name[@REVISION]`
-    #[arg(short, long, value_name = "ID|DIR")]
+    /// Model: a directory, a hub id `Org/Name[@REVISION]`, or `demo`, the one built in
+    #[arg(short, long, value_name = "ID|DIR", default_value = DEMO)]
     model: String,
     /// Branch, tag or commit on the hub
     #[arg(long, value_name = "REVISION")]

@@ -5,6 +5,7 @@
 //! before it: this is what makes a run resumable and its memory flat. Adding a task: one file, one line in the registry,
 //! one README row.
 
+pub mod demo_corpus;
 pub mod infinite_bench;
 pub mod jsonl;
 pub mod long_bench;

@@ -9,6 +9,8 @@ pub struct HubEnvironment {
     pub endpoint: String,
     /// Folder that holds the `models--Org--Name` folders.
     pub cache_dir: PathBuf,
+    /// Folder of what only this program keeps.
+    pub own_cache_dir: PathBuf,
     /// Access token.
     pub token: Option<String>,
     /// Never touch the network.
@@ -21,6 +23,7 @@ impl std::fmt::Debug for HubEnvironment {
         f.debug_struct("HubEnvironment")
             .field("endpoint", &self.endpoint)
             .field("cache_dir", &self.cache_dir)
+            .field("own_cache_dir", &self.own_cache_dir)
             .field("token", &self.token.as_ref().map(|_| "***"))
             .field("offline", &self.offline)
             .finish()
@@ -36,10 +39,8 @@ impl HubEnvironment {
     fn from_lookup(variable: &dyn Fn(&str) -> Option<String>) -> Self {
         let variable = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
         let path = |name: &str| variable(name).map(|value| expand_home(&value));
-        let hf_home = path("HF_HOME").unwrap_or_else(|| {
-            let caches = path("XDG_CACHE_HOME").unwrap_or_else(|| expand_home("~/.cache"));
-            caches.join("huggingface")
-        });
+        let caches = path("XDG_CACHE_HOME").unwrap_or_else(|| expand_home("~/.cache"));
+        let hf_home = path("HF_HOME").unwrap_or_else(|| caches.join("huggingface"));
         let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));
         Self {
             endpoint: variable("HF_ENDPOINT")
@@ -48,6 +49,7 @@ impl HubEnvironment {
                 .trim_end_matches('/')
                 .to_owned(),
             cache_dir: path("HF_HUB_CACHE").unwrap_or_else(|| hf_home.join("hub")),
+            own_cache_dir: caches.join("tokselect"),
             token: variable("HF_TOKEN")
                 .or_else(|| std::fs::read_to_string(token_file).ok())
                 .map(|token| token.trim().to_owned())
@@ -93,6 +95,7 @@ mod tests {
         assert_eq!(from(&all).cache_dir, Path::new("/c"));
         assert_eq!(from(&all[1..]).cache_dir, Path::new("/h/hub"));
         assert_eq!(from(&all[2..]).cache_dir, Path::new("/x/huggingface/hub"));
+        assert_eq!(from(&all).own_cache_dir, Path::new("/x/tokselect"));
         assert_eq!(
             from(&[("HF_HUB_CACHE", ""), ("HF_HOME", "/h")]).cache_dir,
             Path::new("/h/hub")

@@ -8,8 +8,10 @@
 //! | `path/to/x.safetensors` | one weight file, with `config.json` and the others beside it |
 //! | `path/to/config.json` | a configuration alone: no weights, the caller makes random ones |
 //! | `Org/Name`, `Org/Name@revision` | a repository of the Hugging Face hub |
+//! | `demo` | the model that is part of the program (a directory of that name is `./demo`) |
 //!
-//! and an existing local path wins over a hub id. The steps: `reference` decides which of the four it is; `directory`
+//! and an existing local path wins over a hub id. The steps: `embedded` lays the files of `demo` out in a folder of their
+//! own; `reference` decides which of the others it is; `directory`
 //! (with `index`) looks what a folder holds and what it lacks; for a hub id, `repository` makes sure that the snapshot in
 //! the `cache` lacks nothing: `client` asks the hub, `download` fetches one file. A cached snapshot is a folder like any
 //! other, so both ways end in the same survey and the same [`ModelFiles`].
@@ -28,7 +30,7 @@
 //! |---|---|---|
 //! | `HF_HUB_CACHE` | the cache folder | `$HF_HOME/hub` |
 //! | `HF_HOME` | folder of the cache and of the login token | `$XDG_CACHE_HOME/huggingface` |
-//! | `XDG_CACHE_HOME` | folder of all caches | `~/.cache` |
+//! | `XDG_CACHE_HOME` | folder of all caches; `tokselect` in it holds the files of `demo` | `~/.cache` |
 //! | `HF_TOKEN` | access token for gated and private models | content of the token file |
 //! | `HF_TOKEN_PATH` | the token file, as `huggingface-cli login` writes it | `$HF_HOME/token` |
 //! | `HF_ENDPOINT` | address of the hub or of a mirror | `https://huggingface.co` |
@@ -43,6 +45,7 @@ mod client;
 mod data;
 mod directory;
 mod download;
+mod embedded;
 mod environment;
 mod index;
 mod reference;
@@ -50,9 +53,10 @@ mod repository;
 
 use std::path::PathBuf;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 pub use data::{DataFile, resolve_data, resolve_data_with};
+pub use embedded::{DEMO, demo_folder, demo_sha256, is_laid_out};
 pub use environment::{HubEnvironment, cache_dir};
 use reference::Reference;
 
@@ -123,6 +127,13 @@ pub enum SourceRecord {
         /// The commit that the revision stood for.
         commit: String,
     },
+    /// A model that is part of the program.
+    Embedded {
+        /// Its name on the command line.
+        name: String,
+        /// SHA-256 over all of its files.
+        sha256: String,
+    },
 }
 
 /// The files of one model on disk. What [`Need`] does not cover is `None` or empty.
@@ -160,6 +171,21 @@ pub fn resolve_with(
     need: Need,
     options: &HubOptions,
 ) -> Result<ModelFiles> {
+    // Before the look at the disk: what the name means must not depend on the current directory.
+    if reference == DEMO {
+        if let Some(revision) = &options.revision {
+            return Err(Error::user(format!(
+                "`--revision {revision}` is given, but `{DEMO}` is part of the program and has no other"
+            ))
+            .help("drop `--revision`, or name a hub model with `-m Org/Name`"));
+        }
+        let folder = embedded::lay_out(&environment.own_cache_dir)?;
+        let source = SourceRecord::Embedded {
+            name: DEMO.to_owned(),
+            sha256: demo_sha256().to_owned(),
+        };
+        return directory::directory(&folder, need)?.into_files(reference, source);
+    }
     let (survey, source) = match reference::parse(reference, options.revision.as_deref())? {
         Reference::Directory(path) => (directory::directory(&path, need)?, SourceRecord::Directory { path }),
         Reference::File(path) => (directory::file(&path, need)?, SourceRecord::File { path }),

@@ -68,12 +68,6 @@ pub(super) fn parse(typed: &str, revision: Option<&str>) -> Result<Reference> {
     if typed.trim().is_empty() {
         return Err(Error::user("the model reference is empty").help(FORMS));
     }
-    // Before the look at the disk: what `demo` means must not depend on the current directory.
-    if typed == "demo" {
-        return Err(Error::user("the model `demo` is not available in this version")
-            .note("the name is reserved for a small embedded model; a local directory of that name is `./demo`")
-            .help(FORMS));
-    }
     let path = expand_home(typed);
     match std::fs::metadata(&path) {
         Ok(metadata) => local(path, &metadata, revision),
@@ -370,12 +364,6 @@ mod tests {
         }
         message(&"x/".repeat(5000), None);
         message(&format!("Org/{}", "x".repeat(5000)), None);
-    }
-
-    #[test]
-    fn demo_is_reserved_and_says_how_to_name_a_model() {
-        let error = message("demo", None);
-        assert!(error.contains("`demo`") && error.contains("`config.json`"), "{error}");
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub struct TokenizerFiles<'a> {
 }
 
 /// Text to ids and back.
+#[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
@@ -107,6 +108,16 @@ impl Tokenizer {
             .encode_fast(text, add_special_tokens)
             .map_err(|e| Error::user(format!("`{}` cannot encode the text: {e}", self.path.display())))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids of `text` without special tokens around it, each with the byte at which its token starts.
+    pub fn encode_with_starts(&self, text: &str) -> Result<Vec<(u32, usize)>> {
+        let encoding = self
+            .inner
+            .encode(text, false)
+            .map_err(|e| Error::user(format!("`{}` cannot encode the text: {e}", self.path.display())))?;
+        let starts = encoding.get_offsets().iter().map(|(start, _)| *start);
+        Ok(encoding.get_ids().iter().copied().zip(starts).collect())
     }
 
     /// The text of `ids`. An id without a token is skipped: models have more embedding rows than tokens, and

@@ -42,11 +42,6 @@ fn a_path_that_does_not_exist() {
         2,
         &["model reference is empty"],
     );
-    refuses(
-        tokselect().args(["infer", "-p", "x"]),
-        2,
-        &["no model is named", "-m DIR"],
-    );
 }
 
 #[test]

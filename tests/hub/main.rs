@@ -31,6 +31,7 @@ fn world(behaviour: Behaviour) -> World {
     let environment = HubEnvironment {
         endpoint: hub.endpoint.clone(),
         cache_dir: cache.path().to_owned(),
+        own_cache_dir: cache.path().join("own"),
         token: None,
         offline: false,
     };
@@ -473,6 +474,7 @@ fn a_data_directory_is_searched_and_a_file_taken_as_it_is() {
     let environment = HubEnvironment {
         endpoint: String::new(),
         cache_dir: folder.path().to_owned(),
+        own_cache_dir: folder.path().join("own"),
         token: None,
         offline: true,
     };

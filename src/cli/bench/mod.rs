@@ -1,6 +1,7 @@
 //! `tokselect bench`: one subcommand per thing that can be measured.
 
 mod accuracy;
+mod demo_corpus;
 mod end_to_end;
 mod perplexity;
 mod variants;
@@ -22,6 +23,8 @@ pub struct BenchArgs {
 enum BenchCommand {
     /// Time prefill and decode steps of a whole model under several policies, with checks and memory
     EndToEnd(Box<end_to_end::EndToEndArgs>),
+    /// Make the text that the demo model is trained on
+    DemoCorpus(demo_corpus::DemoCorpusArgs),
     /// Find a five-digit key in repeated sentences, by length, depth and policy
     Passkey(Box<accuracy::AccuracyArgs>),
     /// The thirteen RULER tasks at any length (arXiv 2404.06654)
@@ -33,6 +36,7 @@ enum BenchCommand {
 pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<Outcome> {
     match &args.command {
         BenchCommand::EndToEnd(args) => end_to_end::run(args, context),
+        BenchCommand::DemoCorpus(args) => demo_corpus::run(args, context),
         BenchCommand::Passkey(args) => accuracy::run_passkey(args, context),
         BenchCommand::Ruler(args) => accuracy::run_ruler(args, context),
         BenchCommand::Perplexity(args) => perplexity::run(args, context),

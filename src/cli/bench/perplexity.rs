@@ -106,7 +106,6 @@ fn plan(args: &PerplexityArgs, context: &Context) -> Result<Plan> {
         ))
         .help("pass `--prefill-chunk` for all of them"));
     }
-    args.model.reference()?;
     // Before files are looked for: a wrong path should not cost a download.
     let given = args.text.text.as_deref().map(read_text).transpose()?;
     let located = loading::locate(&args.model, true, context)?;

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::interrupt::Interrupt;
 use crate::kernels::cpu::Cpu;
-use crate::manifest::{FileRecord, Manifest};
+use crate::manifest::Manifest;
 use crate::model::chat_template::{ChatMessage, ChatTemplate, ChatTemplateChoice};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Session, SessionLimits};
@@ -181,12 +181,9 @@ pub(super) fn run(args: &InferArgs, context: &Context) -> Result<Outcome> {
     let samples = sink.samples()?;
 
     if directory.is_some() || args.output.format.is_some() {
-        let files = &plan.located.files;
         if directory.is_some() {
             // Hashing reads every byte of the model: only a report that stays is worth it.
-            for path in files.weights.iter().chain([&files.config]) {
-                manifest.model_files.push(FileRecord::of(path)?);
-            }
+            loading::record_files(&mut manifest, &plan.located.files, true)?;
         }
         summary::fill_manifest(&mut manifest, &plan);
         manifest.finish();
@@ -214,7 +211,6 @@ pub(super) fn run(args: &InferArgs, context: &Context) -> Result<Outcome> {
 }
 
 fn plan(args: &InferArgs, context: &Context) -> Result<Plan> {
-    args.model.reference()?;
     let policy = args.policy.policy()?;
     let unread = args.policy.unread();
     if !unread.is_empty() {

@@ -16,12 +16,7 @@ pub(super) fn run(suite: Suite, args: &AccuracyArgs, folder: &Path, context: &Co
     let tokens: Box<dyn CountTokens> = match args.task.count {
         CountBy::Words => Box::new(WhitespaceTokens),
         CountBy::Model => {
-            let help = "name a model with `-m` for its tokenizer, or pass `--count words`";
-            let located = loading::locate_tokenizer(&args.model, context);
-            let located = located.map_err(|error| match args.model.model {
-                None => error.help(help),
-                Some(_) => error,
-            })?;
+            let located = loading::locate_tokenizer(&args.model, context)?;
             let language = loading::language(&located, &args.task.chat_template, false)?;
             Box::new(
                 language

@@ -96,7 +96,6 @@ pub(super) fn plan(suite: Suite, args: &AccuracyArgs, context: &Context) -> Resu
             .warning(&format!("no policy of this run reads {}", variants.unread.join(", ")));
     }
     // Before files are looked for: a slip of the keyboard should not cost a download.
-    args.model.reference()?;
     check_names(&suite.tasks, &args.task.tasks)?;
     let located = loading::locate(&args.model, true, context)?;
     let Language {

@@ -10,7 +10,7 @@ use crate::cli::bench::positive;
 use crate::cli::loading;
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
-use crate::manifest::{FileRecord, config_hash};
+use crate::manifest::config_hash;
 use crate::model::memory_plan::available_bytes;
 use crate::report::{Format, MemorySink, Report, RunDirectory, SampleSink};
 use clap::Args;
@@ -189,11 +189,7 @@ fn execute(mut plan: Plan, config: Map<String, Value>, args: &EndToEndArgs, cont
     let samples = sink.samples()?;
 
     if directory.is_some() {
-        let files = &plan.located.files;
-        let config = args.model.model.as_ref().map(|_| &files.config);
-        for path in files.weights.iter().chain(config) {
-            plan.manifest.model_files.push(FileRecord::of(path)?);
-        }
+        loading::record_files(&mut plan.manifest, &plan.located.files, args.model.model.is_some())?;
     }
     plan.manifest.seeds.insert("bench".into(), plan.settings.seed);
     plan.manifest
