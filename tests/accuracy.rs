@@ -286,6 +286,7 @@ fn wrong_input_is_one_error_before_anything_is_computed() {
         (&["--lengths", "64"], &["no room", "--lengths"]),
         (&["--samples", "0"], &["--samples", "0"]),
         (&["--limit", "0"], &["--limit", "0"]),
+        (&["--limit", "-1"], &["--limit", "-1"]),
         (&["--depths", "2"], &["--depths", "from 0 to 1"]),
         (&["--policies", "token-select:topk=3"], &["`topk` is no knob", "top-k"]),
         (&["--policies", "sparse"], &["'sparse'", "token-select"]),

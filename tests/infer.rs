@@ -338,6 +338,88 @@ fn a_budget_of_everything_is_dense() {
         &[&sampled[..], &["--policy", "streaming-llm", "--n-local", "4096"]].concat(),
     );
     assert_eq!(dense, streaming);
+    for policy in ["ntk", "yarn", "self-extend"] {
+        assert_eq!(
+            dense,
+            ids(&model, &[&sampled[..], &["--policy", policy]].concat()),
+            "{policy}"
+        );
+    }
+    let roomy = ["--n-local", "4096", "--top-k", "4096", "--quest-dense-layers", "0"];
+    for policy in ["inf-llm", "quest", "snap-kv", "h2o"] {
+        let flags = [&sampled[..], &roomy[..], &["--policy", policy]].concat();
+        assert_eq!(dense, ids(&model, &flags), "{policy}");
+    }
+}
+
+#[test]
+fn every_policy_states_its_settings() {
+    let model = TinyModel::llama().build();
+    let prompt = long_prompt();
+    let budget = [
+        "--n-init",
+        "4",
+        "--n-local",
+        "16",
+        "--top-k",
+        "32",
+        "--prefill-chunk",
+        "64",
+    ];
+    let run = |policy: &str, flags: &[&str]| {
+        let mut command = infer(&model);
+        command.args([
+            "-q",
+            "--prompt",
+            &prompt,
+            "-n",
+            "12",
+            "--ignore-eos",
+            "--format",
+            "json",
+        ]);
+        command.args(["--policy", policy]).args(flags);
+        let report = succeeds(&mut command).json();
+        schema_validates(&report);
+        report["config"]["policy"].clone()
+    };
+    let ntk = run("ntk", &["--max-context", "8192"]);
+    // What `auto` came to, for whoever reads the report.
+    assert!(ntk["rope_factor"].as_f64().is_some_and(|factor| factor > 1.0), "{ntk}");
+    let extended = run("self-extend", &["--self-extend-group", "5"]);
+    assert_eq!(extended, json!({"name": "self-extend", "group": 5, "window": 1024}));
+    for (policy, own, value) in [
+        (
+            "inf-llm",
+            ["--inf-llm-block-size", "16"],
+            json!({"block_size": 16, "representatives": 4}),
+        ),
+        (
+            "quest",
+            ["--quest-page-size", "8"],
+            json!({"page_size": 8, "dense_layers": 2, "positions": "original"}),
+        ),
+        (
+            "snap-kv",
+            ["--snap-kv-pooling", "max"],
+            json!({"observation_window": 32, "kernel": 5, "pooling": "max"}),
+        ),
+        (
+            "h2o",
+            ["--h2o-prefill", "evict"],
+            json!({"prefill": "evict", "positions": "original"}),
+        ),
+    ] {
+        let config = run(policy, &[&budget[..], &own[..]].concat());
+        assert_eq!(config["name"], policy);
+        assert_eq!(
+            (&config["n_init"], &config["n_local"], &config["top_k"]),
+            (&json!(4), &json!(16), &json!(32))
+        );
+        for (key, value) in value.as_object().expect("settings") {
+            assert_eq!(&config[key], value, "{policy}: {key}");
+        }
+    }
 }
 
 /// Sampled tokens are mostly single bytes, so the text is full of characters that never become whole.

@@ -1,4 +1,4 @@
-//! The generated tasks of InfiniteBench: lengths, determinism, and plain solvers that find every answer.
+//! The generated tasks of `InfiniteBench`: lengths, determinism, and plain solvers that find every answer.
 
 mod common;
 

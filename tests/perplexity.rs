@@ -172,3 +172,29 @@ fn wrong_perplexity_input_is_one_error() {
     absent.args(["bench", "perplexity", "-m"]).arg(model.path());
     refuses(absent.args(["--text", "absent.txt"]), 2, &["absent.txt"]);
 }
+
+#[test]
+fn without_a_text_sentences_are_made_from_the_seed() {
+    let model = TinyModel::llama().build();
+    let report = |seed: &str| {
+        let mut command = tokselect();
+        command.args(["bench", "perplexity", "-m"]).arg(model.path());
+        command.args([
+            "--lengths",
+            "200",
+            "--windows",
+            "2",
+            "--policies",
+            "dense",
+            "--seed",
+            seed,
+        ]);
+        succeeds(command.args(["--format", "json"])).json()
+    };
+    let (first, again, other) = (report("1"), report("1"), report("2"));
+    let text = |report: &serde_json::Value| report["config"]["text_sha256"].clone();
+    assert_eq!(text(&first), text(&again));
+    assert_ne!(text(&first), text(&other));
+    assert_eq!(column(table(&first, "perplexity"), "windows"), [2]);
+    assert_eq!(first["tables"], again["tables"]);
+}

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use tokselect::attention::{AttentionScratch, attend};
+use tokselect::attention::attend;
 use tokselect::kernels::cpu::Cpu;
 use tokselect::kernels::reference::Reference;
 use tokselect::kernels::{
@@ -12,7 +12,8 @@ use tokselect::kv_cache::KvCache;
 use tokselect::model::config::ModelConfig;
 use tokselect::model::rope;
 use tokselect::selection::{
-    ChunkQuery, Phase, QueryView, ScoreScale, Selection, SelectionPolicy, TokenSelect, TokenSelectConfig, Vote,
+    ChunkQuery, Phase, QueryView, RotatedQueries, ScoreScale, Selection, SelectionPolicy, TokenSelect,
+    TokenSelectConfig, Vote,
 };
 
 #[derive(Deserialize)]
@@ -194,6 +195,7 @@ fn check_case<B: Backend<Buffer = Vec<f32>>>(backend: &B, case: &Case, number: u
         rows: case.chunk,
         phase: Phase::Prefill,
         shape,
+        window: case.sliding_window,
         rope: &table,
     };
 
@@ -240,18 +242,9 @@ fn check_case<B: Backend<Buffer = Vec<f32>>>(backend: &B, case: &Case, number: u
         );
         if vote == Vote::Soft {
             assert_eq!(selection.tokens, case.packed, "case {number}");
-            let mut scratch = AttentionScratch::new(backend, case.chunk, shape.query_width());
+            let mut scratch = RotatedQueries::new(backend, case.chunk, &shape);
             let mut out = vec![0.0; case.chunk * shape.query_width()];
-            attend(
-                backend,
-                0,
-                &query,
-                &cache,
-                &selection,
-                case.sliding_window,
-                &mut scratch,
-                &mut out,
-            );
+            attend(backend, 0, &query, &cache, &selection, &mut scratch, &mut out);
             close(&out, &case.attention, 1e-5, &format!("attention of case {number}"));
         }
     }

@@ -102,13 +102,7 @@ impl Diagnosis {
 }
 
 /// Exact attention weights of the last row of the chunk, `[H][N]`.
-fn exact_weights<B: Backend>(
-    backend: &B,
-    layer: usize,
-    query: &QueryView<'_, B>,
-    cache: &KvCache<B>,
-    window: Option<usize>,
-) -> Vec<Vec<f32>> {
+fn exact_weights<B: Backend>(backend: &B, layer: usize, query: &QueryView<'_, B>, cache: &KvCache<B>) -> Vec<Vec<f32>> {
     let shape = query.shape;
     let (d, stored) = (shape.head_dim, cache.len());
     let position = stored - 1;
@@ -125,7 +119,7 @@ fn exact_weights<B: Backend>(
     let rotated = backend.download(&rotated);
     let keys = cache.keys(layer);
     let pages: Vec<_> = keys.pages.iter().map(|page| backend.download(page)).collect();
-    let first = window.map_or(0, |w| stored.saturating_sub(w));
+    let first = query.window.map_or(0, |w| stored.saturating_sub(w));
     (0..shape.query_heads)
         .into_par_iter()
         .map(|h| {
@@ -160,21 +154,35 @@ pub(crate) fn measure<B: Backend>(
     query: &QueryView<'_, B>,
     cache: &KvCache<B>,
     selection: &Selection,
-    window: Option<usize>,
     n_init: usize,
 ) -> Option<LayerQuality> {
     let selected = selection.selected.as_ref().filter(|s| !s.is_empty())?;
-    let weights = exact_weights(backend, layer, query, cache, window);
-    let heads = weights.len() as f64;
-    let mass = selection
-        .tokens
-        .iter()
-        .map(|&t| weights.iter().map(|w| f64::from(w[t as usize])).sum::<f64>())
-        .sum::<f64>()
-        / heads;
+    let weights = exact_weights(backend, layer, query, cache);
+    // One list for all heads, or one for the query heads of each KV head.
+    let lists = selection.heads;
+    let (mut mass, mut recall) = (0.0, 0.0);
+    for ((weights, tokens), selected) in weights
+        .chunks(weights.len() / lists)
+        .zip(selection.tokens.chunks(selection.tokens.len() / lists))
+        .zip(selected.chunks(selected.len() / lists))
+    {
+        mass += tokens
+            .iter()
+            .map(|&t| weights.iter().map(|w| f64::from(w[t as usize])).sum::<f64>())
+            .sum::<f64>();
+        recall += recall_of(backend, weights, tokens, selected, n_init);
+    }
+    Some(LayerQuality {
+        recall: recall / lists as f64,
+        mass: mass / weights.len() as f64,
+    })
+}
+
+/// Share of the best candidates that `selected` has, by the weights `[heads][N]` of the heads that share the list.
+fn recall_of<B: Backend>(backend: &B, weights: &[Vec<f32>], tokens: &[u32], selected: &[u32], n_init: usize) -> f64 {
     // The local window is the run of consecutive tokens at the end of the list; candidates lie before it.
-    let mut local_start = cache.len();
-    for &t in selection.tokens.iter().rev() {
+    let mut local_start = weights.first().map_or(0, Vec::len);
+    for &t in tokens.iter().rev() {
         if t as usize + 1 != local_start || selected.binary_search(&t).is_ok() {
             break;
         }
@@ -189,8 +197,5 @@ pub(crate) fn measure<B: Backend>(
         .iter()
         .filter(|&&t| selected.binary_search(&(t + n_init as u32)).is_ok())
         .count();
-    Some(LayerQuality {
-        recall: found as f64 / best.len().max(1) as f64,
-        mass,
-    })
+    found as f64 / best.len().max(1) as f64
 }

@@ -5,31 +5,9 @@ mod diagnostics;
 pub(crate) use diagnostics::measure;
 pub use diagnostics::{Diagnosis, LayerDiagnosis, LayerQuality};
 
-use crate::kernels::{Attend, Backend, Positions};
+use crate::kernels::Backend;
 use crate::kv_cache::KvCache;
-use crate::selection::{QueryView, Selection};
-
-/// Working memory of [`attend`]: the rotated queries of one chunk, `[C, H, D]`.
-pub struct AttentionScratch<B: Backend> {
-    queries: B::Buffer,
-}
-
-impl<B: Backend> AttentionScratch<B> {
-    /// For chunks of up to `rows` rows of `query_width` elements.
-    pub fn new(backend: &B, rows: usize, query_width: usize) -> Self {
-        Self {
-            queries: backend.zeros(rows * query_width),
-        }
-    }
-}
-
-/// Position of the chunk's first query: at its place in the packed list, or in the text.
-pub(crate) fn first_query_position(selection: &Selection, stored: usize, rows: usize) -> usize {
-    match selection.positions {
-        Positions::Packed => selection.list(stored).len() - rows,
-        Positions::Original => stored - rows,
-    }
-}
+use crate::selection::{QueryView, RotatedQueries, Selection};
 
 /// Attention of the chunk in `query` over `selection`; out `[C, H, D]`.
 pub fn attend<B: Backend>(
@@ -38,30 +16,8 @@ pub fn attend<B: Backend>(
     query: &QueryView<'_, B>,
     cache: &KvCache<B>,
     selection: &Selection,
-    window: Option<usize>,
-    scratch: &mut AttentionScratch<B>,
+    scratch: &mut RotatedQueries<B>,
     out: &mut B::Buffer,
 ) {
-    let first = first_query_position(selection, cache.len(), query.rows);
-    backend.rotate_queries(
-        query.qkv,
-        0..query.rows,
-        &query.shape,
-        query.rope,
-        first,
-        &mut scratch.queries,
-    );
-    let args = Attend {
-        shape: query.shape,
-        queries: &scratch.queries,
-        rows: query.rows,
-        keys: cache.keys(layer),
-        values: cache.values(layer),
-        tokens: selection.list(cache.len()),
-        positions: selection.positions,
-        first_query_position: first,
-        window,
-        rope: query.rope,
-    };
-    backend.attend(&args, out);
+    backend.attend(&scratch.operands(backend, layer, query, cache, selection), out);
 }

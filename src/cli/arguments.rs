@@ -1,5 +1,6 @@
 //! Groups of arguments that commands share, spelled the same everywhere.
 
+use super::baseline_arguments::BaselineArgs;
 use crate::error::{Error, Result};
 use crate::hub::DEMO;
 use crate::kernels::{HeadMap, Positions, ScoreDtype};
@@ -17,6 +18,11 @@ const MOST_TOKENS: u64 = 1 << 32;
 /// Reads a number of tokens.
 pub(super) fn tokens() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(..=MOST_TOKENS)
+}
+
+/// Reads a number of tokens above 0.
+pub(super) fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=MOST_TOKENS)
 }
 
 /// Flags of every command.
@@ -161,6 +167,20 @@ pub enum PolicyName {
     TokenSelect,
     /// Attend to the first tokens and a sliding window (arXiv 2309.17453)
     StreamingLlm,
+    /// Dense, NTK-aware rotary base
+    Ntk,
+    /// Dense, `YaRN` (arXiv 2309.00071)
+    Yarn,
+    /// Dense, far distances in groups (arXiv 2401.01325)
+    SelfExtend,
+    /// A window, and blocks looked up by representative keys (arXiv 2402.04617)
+    InfLlm,
+    /// In decode, pages by bounds of their keys (arXiv 2406.10774)
+    Quest,
+    /// In decode, what the end of the prompt looks at (arXiv 2404.14469)
+    SnapKv,
+    /// Heavy hitters and recent tokens (arXiv 2306.14048)
+    H2o,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -279,9 +299,11 @@ pub struct PolicyArgs {
     /// Keep n-local tokens before the chunk, not including it [default: on]
     #[arg(long, value_enum)]
     local_outside_chunk: Option<Switch>,
-    /// Where selected keys are placed [default: packed]
+    /// Where selected keys are placed; quest, snap-kv and h2o take original [default: packed]
     #[arg(long, value_enum)]
     positions: Option<PositionsName>,
+    #[command(flatten)]
+    baselines: BaselineArgs,
 }
 
 impl PolicyArgs {
@@ -329,10 +351,7 @@ impl PolicyArgs {
             local_outside_chunk: self
                 .local_outside_chunk
                 .map_or(preset.local_outside_chunk, Switch::is_on),
-            positions: self.positions.map_or(preset.positions, |positions| match positions {
-                PositionsName::Packed => Positions::Packed,
-                PositionsName::Original => Positions::Original,
-            }),
+            positions: self.placed().unwrap_or(preset.positions),
         };
         let policy = match name {
             PolicyName::Dense => PolicyConfig::Dense,
@@ -342,43 +361,60 @@ impl PolicyArgs {
                 n_local: config.n_local,
                 positions: config.positions,
             },
+            PolicyName::Ntk => self.baselines.ntk(),
+            PolicyName::Yarn => self.baselines.yarn(),
+            PolicyName::SelfExtend => self.baselines.self_extend(),
+            PolicyName::InfLlm => self.baselines.inf_llm(&config),
+            PolicyName::Quest => self.baselines.quest(&config, self.placed()),
+            PolicyName::SnapKv => self.baselines.snap_kv(&config, self.placed()),
+            PolicyName::H2o => self.baselines.h2o(&config, self.placed()),
         };
         // A knob that the policy does not read must still make sense: it is there by mistake or for later.
         PolicyConfig::TokenSelect(config).validate()?;
+        self.baselines.ntk().validate()?;
         policy.validate()?;
         Ok(policy)
     }
 
+    fn placed(&self) -> Option<Positions> {
+        self.positions.map(|positions| match positions {
+            PositionsName::Packed => Positions::Packed,
+            PositionsName::Original => Positions::Original,
+        })
+    }
+
     /// Flags that are given but that the chosen policy does not read.
     pub fn unread(&self) -> Vec<&'static str> {
-        let shared = [
-            ("--n-init", self.n_init.is_some()),
-            ("--n-local", self.n_local.is_some()),
-            ("--positions", self.positions.is_some()),
+        use PolicyName::{H2o, InfLlm, Quest, SnapKv, StreamingLlm, TokenSelect};
+        let selecting: &[PolicyName] = &[TokenSelect, InfLlm, Quest, SnapKv, H2o];
+        let placing: &[PolicyName] = &[TokenSelect, StreamingLlm, Quest, SnapKv, H2o];
+        let keeping: &[PolicyName] = &[TokenSelect, StreamingLlm, InfLlm, Quest, SnapKv, H2o];
+        let mut flags = vec![
+            ("--n-init", self.n_init.is_some(), keeping),
+            ("--n-local", self.n_local.is_some(), keeping),
+            ("--positions", self.positions.is_some(), placing),
+            ("--top-k", self.top_k.is_some(), selecting),
+            ("--paper", self.paper, &[TokenSelect]),
+            ("--cache-threshold", self.cache_threshold.is_some(), &[TokenSelect]),
+            ("--vote", self.vote.is_some(), &[TokenSelect]),
+            ("--head-map", self.head_map.is_some(), &[TokenSelect]),
+            ("--score-scale", self.score_scale.is_some(), &[TokenSelect]),
+            ("--smoothing", self.smoothing.is_some(), &[TokenSelect]),
+            ("--chunk-query", self.chunk_query.is_some(), &[TokenSelect]),
+            ("--last-token-alone", self.last_token_alone.is_some(), &[TokenSelect]),
+            ("--cache-gap-repair", self.cache_gap_repair.is_some(), &[TokenSelect]),
+            ("--score-dtype", self.score_dtype.is_some(), &[TokenSelect]),
+            (
+                "--local-outside-chunk",
+                self.local_outside_chunk.is_some(),
+                &[TokenSelect],
+            ),
         ];
-        let selecting = [
-            ("--paper", self.paper),
-            ("--top-k", self.top_k.is_some()),
-            ("--cache-threshold", self.cache_threshold.is_some()),
-            ("--vote", self.vote.is_some()),
-            ("--head-map", self.head_map.is_some()),
-            ("--score-scale", self.score_scale.is_some()),
-            ("--smoothing", self.smoothing.is_some()),
-            ("--chunk-query", self.chunk_query.is_some()),
-            ("--last-token-alone", self.last_token_alone.is_some()),
-            ("--cache-gap-repair", self.cache_gap_repair.is_some()),
-            ("--score-dtype", self.score_dtype.is_some()),
-            ("--local-outside-chunk", self.local_outside_chunk.is_some()),
-        ];
-        let (shared_unread, selecting_unread) = match self.policy {
-            PolicyName::Dense => (true, true),
-            PolicyName::StreamingLlm => (false, true),
-            PolicyName::TokenSelect => (false, false),
-        };
-        let given = |(flag, given): &(&'static str, bool)| given.then_some(*flag);
-        let shared = shared.iter().filter(|_| shared_unread).filter_map(given);
-        let selecting = selecting.iter().filter(|_| selecting_unread).filter_map(given);
-        shared.chain(selecting).collect()
+        flags.extend(self.baselines.given());
+        let unread = flags
+            .iter()
+            .filter(|(_, given, readers)| *given && !readers.contains(&self.policy));
+        unread.map(|(flag, _, _)| *flag).collect()
     }
 
     /// Refuses a window or sinks that the stated context can never hold. (Presets are larger than many texts; such a

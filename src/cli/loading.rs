@@ -14,6 +14,7 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, SessionLimits};
 use crate::model::generation_config::GenerationConfig;
 use crate::model::memory_plan::{MemoryPlan, available_bytes};
+use crate::model::rope;
 use crate::model::tokenizer::{Tokenizer, TokenizerFiles};
 use crate::model::weights::{ModelWeights, RandomWeights, TensorSource, tensor_specs};
 use crate::report::Measured;
@@ -191,6 +192,7 @@ pub(super) fn plan_memory(
     policy: &PolicyConfig,
     limits: SessionLimits,
 ) -> Result<MemoryPlan> {
+    rope::check_extension(&located.config, policy)?;
     let plan = MemoryPlan::new(&Cpu, &located.config, policy, limits);
     if let Some(available) = args.max_memory.or_else(available_bytes) {
         plan.check(

@@ -1,11 +1,13 @@
 //! The command line: arguments to a validated plan, plan to a run. One file per command.
 
 pub mod arguments;
+mod baseline_arguments;
 mod bench;
 mod doctor;
 mod infer;
 mod loading;
 mod prompts;
+mod report;
 mod tokenize;
 
 use crate::config::expand_arguments;
@@ -38,6 +40,8 @@ enum Command {
     Infer(Box<infer::InferArgs>),
     /// Measure speed and memory on this machine
     Bench(Box<bench::BenchArgs>),
+    /// Set results of runs beside each other, and beside what a paper prints
+    Report(report::ReportArgs),
     /// Print the token ids of a text as JSON
     Tokenize(tokenize::TokenizeArgs),
     /// Show what this machine offers: device, threads, memory, cache folders, libraries
@@ -104,6 +108,7 @@ fn run(command: Command, context: &Context) -> Result<Outcome> {
     match command {
         Command::Infer(args) => infer::run(&args, context),
         Command::Bench(args) => bench::run(&args, context),
+        Command::Report(args) => report::run(&args, context),
         Command::Tokenize(args) => tokenize::run(&args, context),
         Command::Doctor(args) => doctor::run(&args, context),
         Command::Completions { shell } => {

@@ -7,8 +7,11 @@
 
 pub mod demo_corpus;
 pub mod infinite_bench;
+pub mod jsonl;
+pub mod long_bench;
 pub mod passkey;
 pub mod perplexity;
+mod prompt;
 pub mod ruler;
 pub mod runner;
 pub mod scorers;

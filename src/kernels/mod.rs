@@ -10,10 +10,13 @@
 //!
 //! Letters: C rows of the chunk, N stored tokens, H query heads, Hkv key-value heads, D head dimension, R score rows.
 
+mod attend;
 pub mod cpu;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+
+pub use attend::{Attend, Part, Positions, TokenList};
 
 /// Head counts and head dimension of one attention layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -118,105 +121,6 @@ impl RopeTable {
     pub fn row(&self, position: usize) -> (&[f32], &[f32]) {
         let at = position * self.half;
         (&self.cos[at..at + self.half], &self.sin[at..at + self.half])
-    }
-}
-
-/// The tokens a chunk attends to, in ascending order; the chunk itself is the last C of them.
-#[derive(Debug, Clone, Copy)]
-pub enum TokenList<'a> {
-    /// Every stored token, `0..n`.
-    All(usize),
-    /// The listed logical tokens.
-    Listed(&'a [u32]),
-}
-
-impl TokenList<'_> {
-    /// How many tokens.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::All(n) => *n,
-            Self::Listed(list) => list.len(),
-        }
-    }
-
-    /// True for no token at all.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The `j`-th token.
-    #[inline(always)]
-    pub fn token(&self, j: usize) -> usize {
-        match self {
-            Self::All(_) => j,
-            Self::Listed(list) => list[j] as usize,
-        }
-    }
-}
-
-/// At which position a key of the token list is rotated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Positions {
-    /// Key `j` of the list at position `j`: always inside the trained window.
-    Packed,
-    /// Each key at its place in the text.
-    Original,
-}
-
-/// Operands of [`Backend::attend`].
-pub struct Attend<'a, B: Backend + ?Sized> {
-    /// H, Hkv, D.
-    pub shape: AttentionShape,
-    /// `[C, H, D]`, already rotated at `first_query_position + i`.
-    pub queries: &'a B::Buffer,
-    /// C.
-    pub rows: usize,
-    /// Un-rotated keys.
-    pub keys: Pages<'a, B>,
-    /// Values.
-    pub values: Pages<'a, B>,
-    /// What to attend to.
-    pub tokens: TokenList<'a>,
-    /// How keys are placed.
-    pub positions: Positions,
-    /// Position of the chunk's first row.
-    pub first_query_position: usize,
-    /// A key is visible only if its position is less than this far behind the query's (Mistral).
-    pub window: Option<usize>,
-    /// Rotation angles.
-    pub rope: &'a RopeTable,
-}
-
-impl<B: Backend + ?Sized> Attend<'_, B> {
-    /// Position at which key `j` of the list is rotated.
-    #[inline(always)]
-    pub fn key_position(&self, j: usize) -> usize {
-        match self.positions {
-            Positions::Packed => j,
-            Positions::Original => self.tokens.token(j),
-        }
-    }
-
-    /// The keys that row `i` of the chunk sees, as a range of the list: causal inside the chunk, cut by the window.
-    pub fn visible(&self, i: usize) -> std::ops::Range<usize> {
-        let end = self.tokens.len() - self.rows + i + 1;
-        let start = self.window.map_or(0, |window| {
-            let query = self.first_query_position + i;
-            // Positions ascend with j, so the visible keys are a suffix.
-            let mut low = 0;
-            let mut high = end;
-            while low < high {
-                let middle = usize::midpoint(low, high);
-                if self.key_position(middle) + window > query {
-                    high = middle;
-                } else {
-                    low = middle + 1;
-                }
-            }
-            low
-        });
-        start..end
     }
 }
 
@@ -394,6 +298,16 @@ pub trait Backend: Send + Sync + 'static {
         first_position: usize,
         out: &mut Self::Buffer,
     );
+    /// As [`Backend::rotate_queries`], row `rows.start + i` at `positions[i]`.
+    fn rotate_queries_at(
+        &self,
+        qkv: &Self::Buffer,
+        rows: std::ops::Range<usize>,
+        shape: &AttentionShape,
+        rope: &RopeTable,
+        positions: &[u32],
+        out: &mut Self::Buffer,
+    );
     /// Writes keys (un-rotated) and values of fused rows to the pages of tokens `first_token..first_token + rows`.
     fn store_kv(
         &self,
@@ -421,6 +335,33 @@ pub trait Backend: Send + Sync + 'static {
     fn top_k(&self, votes: &[f32], k: usize, selected: &mut Vec<u32>);
     /// Attention (softmax(q k / sqrt(D)) v) of every chunk row over the listed tokens; out `[C, H, D]`.
     fn attend(&self, args: &Attend<'_, Self>, out: &mut Self::Buffer);
+    /// How much attention each listed token gets: `mass[h * n + j]` is the sum over the chunk's rows of the softmax weight
+    /// that query head h gives to entry j of its list of n. Values are not read. With grouped positions the softmax runs
+    /// over all visible keys, but only weights of [`Part::Near`] are added.
+    fn attention_mass(&self, args: &Attend<'_, Self>, mass: &mut Vec<f32>);
+    /// Element-wise bounds of rotated keys (`Quest`): for each group of `group_tokens` consecutive tokens in `tokens` (whole
+    /// groups), its row of `out`, pages of `[Hkv, PAGE_TOKENS, 2 D]` in order: D maxima, then D minima, of the keys rotated
+    /// at their places in the text.
+    fn key_bounds(
+        &self,
+        keys: Pages<'_, Self>,
+        shape: &AttentionShape,
+        rope: &RopeTable,
+        tokens: std::ops::Range<usize>,
+        group_tokens: usize,
+        out: &mut [Self::Buffer],
+    );
+    /// Means of un-rotated keys (`InfLLM`): row `row` of `out`, pages of `[H, PAGE_TOKENS, D]` in order, becomes for each
+    /// query head h the mean key of the tokens `members[h * count..][..count]` in the KV head that h reads.
+    fn mean_keys(
+        &self,
+        keys: Pages<'_, Self>,
+        shape: &AttentionShape,
+        members: &[u32],
+        count: usize,
+        row: usize,
+        out: &mut [Self::Buffer],
+    );
 }
 
 /// Max-pool with stride 1 and padding `(kernel - 1) / 2`, as the published code smooths its votes (spec (c) item 2).

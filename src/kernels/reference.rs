@@ -1,8 +1,8 @@
 //! The truth: every primitive as one plain loop, f32, one thread. Slow on purpose; read it beside the papers.
 
 use super::{
-    Attend, AttentionShape, Backend, PAGE_TOKENS, PageTable, QkvPart, RopeTable, RowSource, ScoreArgs, ScoreDtype,
-    Scores, order_key, round_bf16,
+    Attend, AttentionShape, Backend, PAGE_TOKENS, PageTable, Pages, Part, QkvPart, RopeTable, RowSource, ScoreArgs,
+    ScoreDtype, Scores, order_key, round_bf16,
 };
 use std::borrow::Cow;
 use std::ops::Range;
@@ -175,6 +175,27 @@ impl Backend for Reference {
         }
     }
 
+    fn rotate_queries_at(
+        &self,
+        qkv: &Vec<f32>,
+        rows: Range<usize>,
+        shape: &AttentionShape,
+        rope: &RopeTable,
+        positions: &[u32],
+        out: &mut Vec<f32>,
+    ) {
+        for (to, (i, &position)) in rows.zip(positions).enumerate() {
+            for h in 0..shape.query_heads {
+                let q = &qkv[i * shape.qkv_width() + h * shape.head_dim..][..shape.head_dim];
+                out[(to * shape.query_heads + h) * shape.head_dim..][..shape.head_dim].copy_from_slice(&rotated(
+                    q,
+                    rope,
+                    position as usize,
+                ));
+            }
+        }
+    }
+
     fn store_kv(
         &self,
         qkv: &Vec<f32>,
@@ -290,33 +311,110 @@ impl Backend for Reference {
     fn attend(&self, args: &Attend<'_, Self>, out: &mut Vec<f32>) {
         let shape = &args.shape;
         let d = shape.head_dim;
-        let scale = 1.0 / (d as f32).sqrt();
         for i in 0..args.rows {
-            let visible = args.visible(i);
             for h in 0..shape.query_heads {
                 let kv = h / shape.group();
-                let query = &args.queries[(i * shape.query_heads + h) * d..][..d];
-                let mut weights: Vec<f32> = visible
-                    .clone()
-                    .map(|j| {
-                        let key = head_row(args.keys.pages, args.keys.table, args.tokens.token(j), kv, shape);
-                        scale * dot(query, &rotated(key, args.rope, args.key_position(j)))
-                    })
-                    .collect();
-                let max = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                for w in &mut weights {
-                    *w = (*w - max).exp();
-                }
-                let sum: f32 = weights.iter().sum();
                 let target = &mut out[(i * shape.query_heads + h) * d..][..d];
                 target.fill(0.0);
-                for (j, weight) in visible.clone().zip(&weights) {
-                    let value = head_row(args.values.pages, args.values.table, args.tokens.token(j), kv, shape);
+                for (_, j, weight) in weights(args, i, h) {
+                    let value = head_row(
+                        args.values.pages,
+                        args.values.table,
+                        args.tokens.token(kv, j),
+                        kv,
+                        shape,
+                    );
                     for (o, v) in target.iter_mut().zip(value) {
-                        *o += weight / sum * v;
+                        *o += weight * v;
                     }
                 }
             }
         }
     }
+
+    fn attention_mass(&self, args: &Attend<'_, Self>, mass: &mut Vec<f32>) {
+        let n = args.tokens.len();
+        mass.clear();
+        mass.resize(args.shape.query_heads * n, 0.0);
+        for i in 0..args.rows {
+            for h in 0..args.shape.query_heads {
+                for (part, j, weight) in weights(args, i, h) {
+                    if part == Part::Near {
+                        mass[h * n + j] += weight;
+                    }
+                }
+            }
+        }
+    }
+
+    fn key_bounds(
+        &self,
+        keys: Pages<'_, Self>,
+        shape: &AttentionShape,
+        rope: &RopeTable,
+        tokens: Range<usize>,
+        group_tokens: usize,
+        out: &mut [Vec<f32>],
+    ) {
+        let d = shape.head_dim;
+        for first in tokens.step_by(group_tokens) {
+            let row = first / group_tokens;
+            for kv in 0..shape.kv_heads {
+                let at = (kv * PAGE_TOKENS + row % PAGE_TOKENS) * 2 * d;
+                let (high, low) = out[row / PAGE_TOKENS][at..at + 2 * d].split_at_mut(d);
+                high.fill(f32::NEG_INFINITY);
+                low.fill(f32::INFINITY);
+                for token in first..first + group_tokens {
+                    let key = rotated(head_row(keys.pages, keys.table, token, kv, shape), rope, token);
+                    for ((high, low), k) in high.iter_mut().zip(low.iter_mut()).zip(key) {
+                        *high = high.max(k);
+                        *low = low.min(k);
+                    }
+                }
+            }
+        }
+    }
+
+    fn mean_keys(
+        &self,
+        keys: Pages<'_, Self>,
+        shape: &AttentionShape,
+        members: &[u32],
+        count: usize,
+        row: usize,
+        out: &mut [Vec<f32>],
+    ) {
+        let d = shape.head_dim;
+        for (h, members) in members.chunks_exact(count).enumerate() {
+            let mean = &mut out[row / PAGE_TOKENS][(h * PAGE_TOKENS + row % PAGE_TOKENS) * d..][..d];
+            mean.fill(0.0);
+            for &token in members {
+                let key = head_row(keys.pages, keys.table, token as usize, h / shape.group(), shape);
+                for (m, k) in mean.iter_mut().zip(key) {
+                    *m += k / count as f32;
+                }
+            }
+        }
+    }
+}
+
+/// Softmax weights of row `i`, query head `h`: part, list entry, weight.
+fn weights(args: &Attend<'_, Reference>, i: usize, h: usize) -> Vec<(Part, usize, f32)> {
+    let shape = &args.shape;
+    let (d, kv) = (shape.head_dim, h / shape.group());
+    let mut weights = Vec::new();
+    for &part in args.parts() {
+        let query = &args.queries(part)[(i * shape.query_heads + h) * d..][..d];
+        for j in args.visible(part, kv, i) {
+            let key = head_row(args.keys.pages, args.keys.table, args.tokens.token(kv, j), kv, shape);
+            let key = rotated(key, args.rope, args.key_position(part, kv, j));
+            weights.push((part, j, dot(query, &key) / (d as f32).sqrt()));
+        }
+    }
+    let max = weights.iter().map(|w| w.2).fold(f32::NEG_INFINITY, f32::max);
+    let sum: f32 = weights.iter().map(|w| (w.2 - max).exp()).sum();
+    for (_, _, weight) in &mut weights {
+        *weight = (*weight - max).exp() / sum;
+    }
+    weights
 }

@@ -85,28 +85,31 @@ fn attend_on<B: Backend<Buffer = Vec<f32>>>(
     positions: Positions,
     window: Option<usize>,
     rope: &RopeTable,
-) -> Vec<f32> {
+) -> (Vec<f32>, Vec<f32>) {
     let first_query_position = match positions {
         Positions::Packed => tokens.len() - rows,
-        Positions::Original => tokens.token(tokens.len() - rows),
+        Positions::Original | Positions::Grouped { .. } => tokens.token(0, tokens.len() - rows),
     };
+    // Another rotation of the same queries; any numbers will do.
+    let far: Vec<f32> = queries.iter().map(|q| 0.7 - q).collect();
     let mut out = vec![f32::NAN; queries.len()];
-    backend.attend(
-        &Attend {
-            shape,
-            queries,
-            rows,
-            keys: c.keys(),
-            values: c.values(),
-            tokens,
-            positions,
-            first_query_position,
-            window,
-            rope,
-        },
-        &mut out,
-    );
-    out
+    let mut mass = Vec::new();
+    let args = Attend {
+        shape,
+        queries,
+        far_queries: Some(&far),
+        rows,
+        keys: c.keys(),
+        values: c.values(),
+        tokens,
+        positions,
+        first_query_position,
+        window,
+        rope,
+    };
+    backend.attend(&args, &mut out);
+    backend.attention_mass(&args, &mut mass);
+    (out, mass)
 }
 
 fn shapes() -> impl Strategy<Value = AttentionShape> {
@@ -156,6 +159,10 @@ proptest! {
         Cpu.rotate_queries(&qkv, 0..rows, &shape, &rope, first, &mut both[0]);
         Reference.rotate_queries(&qkv, 0..rows, &shape, &rope, first, &mut both[1]);
         close(&both[0], &both[1], 2);
+        let positions: Vec<u32> = (0..rows).map(|_| rng.random_range(0..(first + rows) as u32)).collect();
+        Cpu.rotate_queries_at(&qkv, rows / 2..rows, &shape, &rope, &positions, &mut both[0]);
+        Reference.rotate_queries_at(&qkv, rows / 2..rows, &shape, &rope, &positions, &mut both[1]);
+        close(&both[0], &both[1], 2);
 
         let groups = rows.div_ceil(7) * shape.query_width();
         let mut means = [vec![0.0; groups], vec![0.0; groups]];
@@ -189,22 +196,71 @@ proptest! {
         shape in shapes(),
         n in 1usize..1400,
         rows in 1usize..40,
-        all: bool,
-        packed: bool,
+        listing in 0usize..3,
+        placing in 0usize..4,
         window in prop::option::of(1usize..600),
+        near in 1usize..500,
+        group in 2usize..20,
     ) {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let rows = rows.min(n);
         let c = cache(&mut rng, n, &shape);
         let queries = random(&mut rng, rows * shape.query_width());
         let rope = rope(n, shape.head_dim);
-        // The chunk itself is always listed; of the rest, a random subset.
-        let listed: Vec<u32> = (0..n as u32).filter(|&t| t as usize >= n - rows || rng.random_bool(0.4)).collect();
-        let tokens = if all { TokenList::All(n) } else { TokenList::Listed(&listed) };
-        let positions = if packed { Positions::Packed } else { Positions::Original };
-        let got = attend_on(&Cpu, &c, shape, &queries, rows, tokens, positions, window, &rope);
-        let want = attend_on(&Reference, &c, shape, &queries, rows, tokens, positions, window, &rope);
+        // The chunk itself is always listed; of the rest, a random subset, of one size for all heads.
+        let mut subset = || {
+            let mut list: Vec<u32> = (0..(n - rows) as u32).collect();
+            for i in (1..list.len()).rev() {
+                list.swap(i, rng.random_range(0..=i));
+            }
+            list.truncate((n - rows) * 2 / 5);
+            list.sort_unstable();
+            list.extend((n - rows) as u32..n as u32);
+            list
+        };
+        let listed = subset();
+        let lists: Vec<u32> = (0..shape.kv_heads).flat_map(|_| subset()).collect();
+        let tokens = match listing {
+            0 => TokenList::All(n),
+            1 => TokenList::Listed(&listed),
+            _ => TokenList::PerHead { lists: &lists, kv_heads: shape.kv_heads },
+        };
+        let positions = match placing {
+            0 => Positions::Packed,
+            1 => Positions::Original,
+            2 => Positions::Grouped { window: near, group },
+            _ => Positions::Grouped { window: near, group: usize::MAX },
+        };
+        let (got, got_mass) = attend_on(&Cpu, &c, shape, &queries, rows, tokens, positions, window, &rope);
+        let (want, want_mass) = attend_on(&Reference, &c, shape, &queries, rows, tokens, positions, window, &rope);
         close(&got, &want, n);
+        close(&got_mass, &want_mass, n);
+        if !matches!(positions, Positions::Grouped { .. }) {
+            for mass in got_mass.chunks_exact(tokens.len()) {
+                let total: f32 = mass.iter().sum();
+                prop_assert!((total - rows as f32).abs() < 1e-3 * rows as f32, "{} for {} rows", total, rows);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_several_keys_equal_reference(seed: u64, shape in shapes(), n in 1usize..1500, group in 1usize..40) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let c = cache(&mut rng, n, &shape);
+        let rope = rope(n, shape.head_dim);
+        let end = n / group * group;
+        let start = end / group / 3 * group;
+        let store = |width: usize| vec![vec![7.0; PAGE_TOKENS * width]; n.div_ceil(PAGE_TOKENS)];
+        let mut both = [store(2 * shape.kv_width()), store(2 * shape.kv_width())];
+        Cpu.key_bounds(c.keys(), &shape, &rope, start..end, group, &mut both[0]);
+        Reference.key_bounds(c.keys(), &shape, &rope, start..end, group, &mut both[1]);
+        close(&both[0].concat(), &both[1].concat(), 2);
+
+        let members: Vec<u32> = (0..shape.query_heads * 3).map(|_| rng.random_range(0..n as u32)).collect();
+        let mut both = [store(shape.query_width()), store(shape.query_width())];
+        Cpu.mean_keys(c.keys(), &shape, &members, 3, n / 2, &mut both[0]);
+        Reference.mean_keys(c.keys(), &shape, &members, 3, n / 2, &mut both[1]);
+        close(&both[0].concat(), &both[1].concat(), 3);
     }
 
     #[test]

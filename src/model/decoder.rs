@@ -3,11 +3,13 @@
 use super::config::ModelConfig;
 use super::rope;
 use super::weights::{LayerWeights, ModelWeights};
-use crate::attention::{self, AttentionScratch, Diagnosis};
+use crate::attention::{self, Diagnosis};
 use crate::error::{Error, Result};
 use crate::kernels::{Backend, QkvPart, RopeTable};
 use crate::kv_cache::KvCache;
-use crate::selection::{CacheOutcome, Phase, PolicyConfig, QueryView, Selection, SelectionPolicy};
+use crate::selection::{
+    CacheOutcome, Phase, PolicyConfig, QueryView, RopeExtension, RotatedQueries, Selection, SelectionPolicy,
+};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -70,6 +72,7 @@ pub struct Session<'m, B: Backend> {
     cache: KvCache<B>,
     policy: Box<dyn SelectionPolicy<B>>,
     rope: RopeTable,
+    rope_extension: Option<RopeExtension>,
     limits: SessionLimits,
     hidden: B::Buffer,
     normed: B::Buffer,
@@ -79,7 +82,7 @@ pub struct Session<'m, B: Backend> {
     activated: B::Buffer,
     logits: B::Buffer,
     logits_rows: usize,
-    attention: AttentionScratch<B>,
+    rotated: RotatedQueries<B>,
     selection: Selection,
     times: [ForwardTimes; 2],
     diagnosis: Diagnosis,
@@ -95,6 +98,16 @@ pub fn activation_bytes(config: &ModelConfig, rows: usize) -> usize {
     (rows * per_row + config.vocab_size) * size_of::<f32>()
 }
 
+/// The rotary table of a session under `policy`.
+fn extended_table<B: Backend>(
+    config: &ModelConfig,
+    policy: &dyn SelectionPolicy<B>,
+    limits: SessionLimits,
+) -> RopeTable {
+    let extended = rope::extended(config, policy.rope_extension(), limits.max_context);
+    rope::table(&extended, limits.positions(policy))
+}
+
 impl<'m, B: Backend> Session<'m, B> {
     /// An empty text under `policy`.
     pub fn new(decoder: &'m Decoder<B>, policy: &PolicyConfig, limits: SessionLimits) -> Self {
@@ -104,7 +117,8 @@ impl<'m, B: Backend> Session<'m, B> {
         let shape = config.attention;
         Self {
             cache: KvCache::new(config.layers, shape, limits.max_context),
-            rope: rope::table(config, limits.positions(built.as_ref())),
+            rope: extended_table(config, built.as_ref(), limits),
+            rope_extension: built.rope_extension(),
             policy: built,
             limits,
             hidden: backend.zeros(rows * config.hidden_size),
@@ -115,7 +129,7 @@ impl<'m, B: Backend> Session<'m, B> {
             activated: backend.zeros(rows * config.intermediate_size),
             logits: backend.zeros(config.vocab_size),
             logits_rows: 1,
-            attention: AttentionScratch::new(backend, rows, shape.query_width()),
+            rotated: RotatedQueries::new(backend, rows, &shape),
             selection: Selection::default(),
             times: [ForwardTimes::default(); 2],
             diagnosis: Diagnosis::default(),
@@ -181,9 +195,10 @@ impl<'m, B: Backend> Session<'m, B> {
     /// of `policy`. For benches that take turns on one text.
     pub fn swap_policy(&mut self, policy: &mut Box<dyn SelectionPolicy<B>>) {
         std::mem::swap(&mut self.policy, policy);
-        let positions = self.limits.positions(self.policy.as_ref());
-        if positions > self.rope.positions() {
-            self.rope = rope::table(&self.decoder.config, positions);
+        let extension = self.policy.rope_extension();
+        if extension != self.rope_extension || self.limits.positions(self.policy.as_ref()) > self.rope.positions() {
+            self.rope = extended_table(&self.decoder.config, self.policy.as_ref(), self.limits);
+            self.rope_extension = extension;
         }
     }
 
@@ -247,6 +262,7 @@ impl<'m, B: Backend> Session<'m, B> {
             rows,
             phase,
             shape,
+            window: config.windows[layer],
             rope: &self.rope,
         };
 
@@ -255,15 +271,13 @@ impl<'m, B: Backend> Session<'m, B> {
         self.policy
             .select(backend, layer, &query, &self.cache, &mut self.selection)?;
         let attend_started = Instant::now();
-        let window = config.windows[layer];
         attention::attend(
             backend,
             layer,
             &query,
             &self.cache,
             &self.selection,
-            window,
-            &mut self.attention,
+            &mut self.rotated,
             &mut self.attended,
         );
         let times = &mut self.times[phase as usize];
@@ -278,7 +292,6 @@ impl<'m, B: Backend> Session<'m, B> {
                 &query,
                 &self.cache,
                 &self.selection,
-                window,
                 self.policy.n_init(),
             );
             if let Some(quality) = measured {

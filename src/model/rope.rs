@@ -1,7 +1,10 @@
 //! Rotary embedding: frequencies of every scaling scheme, and the table of angles.
 
 use super::config::{ModelConfig, RopeScaling};
+use crate::error::{Error, Result};
 use crate::kernels::RopeTable;
+use crate::selection::{PolicyConfig, RopeExtension};
+use std::borrow::Cow;
 use std::f64::consts::PI;
 
 /// Inverse frequencies of the D/2 pairs and the factor on cosines and sines, as transformers computes them.
@@ -68,6 +71,57 @@ pub fn inverse_frequencies(config: &ModelConfig) -> (Vec<f32>, f32) {
     }
 }
 
+/// `config` with its rotary embedding stretched for a context of `max_context` tokens. A factor of 1 changes nothing. The
+/// model has no scaling of its own ([`check_extension`]); if it has one, NTK changes the base beneath it and `YaRN`
+/// replaces it.
+pub fn extended(config: &ModelConfig, extension: Option<RopeExtension>, max_context: usize) -> Cow<'_, ModelConfig> {
+    let Some(extension) = extension else {
+        return Cow::Borrowed(config);
+    };
+    let trained = config.max_position_embeddings;
+    let factor = extension.factor(trained, max_context);
+    let mut extended = config.clone();
+    match extension {
+        _ if factor <= 1.0 => {}
+        RopeExtension::Ntk { .. } => {
+            let d = config.attention.head_dim as f64;
+            // One pair alone (D = 2) turns once per position whatever the base.
+            if d > 2.0 {
+                extended.rope_theta *= f64::from(factor).powf(d / (d - 2.0));
+            }
+        }
+        RopeExtension::Yarn { .. } => {
+            extended.rope_scaling = RopeScaling::Yarn {
+                factor,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                attention_factor: 0.1 * factor.ln() + 1.0,
+                original_positions: trained,
+                truncate: true,
+            };
+        }
+    }
+    Cow::Owned(extended)
+}
+
+/// Refuses to stretch frequencies that the model already stretches.
+pub fn check_extension(config: &ModelConfig, policy: &PolicyConfig) -> Result<()> {
+    let own = match config.rope_scaling {
+        RopeScaling::None => return Ok(()),
+        RopeScaling::Linear { .. } => "linear",
+        RopeScaling::Llama3 { .. } => "llama3",
+        RopeScaling::Yarn { .. } => "yarn",
+    };
+    if policy.rope_extension().is_none() {
+        return Ok(());
+    }
+    Err(Error::user(format!(
+        "`--policy {}`: the model already stretches its rotary embedding (rope_type `{own}`)",
+        policy.name()
+    ))
+    .help("pass `--policy dense`, which uses the model's own scaling"))
+}
+
 fn to_f32(x: Vec<f64>) -> Vec<f32> {
     x.into_iter().map(|f| f as f32).collect()
 }
@@ -91,4 +145,61 @@ pub fn table(config: &ModelConfig, positions: usize) -> RopeTable {
 /// Bytes of [`table`].
 pub fn table_bytes(config: &ModelConfig, positions: usize) -> usize {
     positions * config.attention.head_dim * 4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn config(scaling: &serde_json::Value) -> ModelConfig {
+        let value = json!({"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
+            "num_hidden_layers": 3, "vocab_size": 100, "rms_norm_eps": 1e-5, "max_position_embeddings": 512,
+            "rope_theta": 5e5, "rope_scaling": scaling});
+        ModelConfig::from_json(&value, "test").expect("valid")
+    }
+
+    #[test]
+    fn ntk_stretches_the_lowest_frequency_by_the_factor_and_keeps_the_highest() {
+        let config = config(&json!(null));
+        let (plain, _) = inverse_frequencies(&config);
+        let ntk = RopeExtension::Ntk { factor: None };
+        let (stretched, factor) = inverse_frequencies(&extended(&config, Some(ntk), 4096));
+        assert!((factor - 1.0).abs() < 1e-9);
+        assert!((stretched[0] - plain[0]).abs() < 1e-9);
+        let ratio = plain[7] / stretched[7];
+        assert!((ratio - 8.0).abs() < 1e-4, "{ratio}");
+    }
+
+    #[test]
+    fn yarn_is_the_one_of_a_config_that_says_yarn() {
+        let stated = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512});
+        let (want, want_factor) = inverse_frequencies(&config(&stated));
+        let plain = config(&json!(null));
+        let yarn = RopeExtension::Yarn { factor: Some(4.0) };
+        let (got, factor) = inverse_frequencies(&extended(&plain, Some(yarn), 7));
+        assert_eq!(got, want);
+        assert!((factor - want_factor).abs() < 1e-7);
+    }
+
+    #[test]
+    fn a_context_inside_the_trained_window_is_not_stretched() {
+        let config = config(&json!(null));
+        for extension in [
+            RopeExtension::Ntk { factor: None },
+            RopeExtension::Yarn { factor: None },
+        ] {
+            let short = extended(&config, Some(extension), 512);
+            assert_eq!(inverse_frequencies(&short), inverse_frequencies(&config));
+        }
+    }
+
+    #[test]
+    fn a_model_with_scaling_of_its_own_is_refused() {
+        let config = config(&json!({"rope_type": "linear", "factor": 2.0}));
+        let policy = PolicyConfig::Ntk { rope_factor: None };
+        let error = check_extension(&config, &policy).expect_err("two stretches");
+        assert!(error.to_string().contains("rope_type `linear`"), "{error}");
+        assert!(check_extension(&config, &PolicyConfig::Dense).is_ok());
+    }
 }

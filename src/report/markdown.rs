@@ -11,9 +11,10 @@ pub fn report(report: &Report) -> String {
     }
     let aggregates = (!report.aggregates.is_empty()).then(|| aggregate_table(&report.aggregates));
     for table in report.tables.iter().chain(aggregates.as_ref()) {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "## {}\n\n{}\n", escape(&table.name), self::table(table));
+        text.push_str(&section(table));
+        text.push('\n');
     }
+    // Writing to a String cannot fail.
     let _ = writeln!(
         text,
         "{} samples, configuration `{}`, {}",
@@ -22,6 +23,11 @@ pub fn report(report: &Report) -> String {
         escape(&report.manifest.build.to_string())
     );
     text
+}
+
+/// One table under its name.
+pub fn section(table: &Table) -> String {
+    format!("## {}\n\n{}", escape(&table.name), self::table(table))
 }
 
 /// One table.

@@ -11,10 +11,12 @@
 //!
 //! Keys carry SI units (`_s`, `_bytes`, `_tokens`); a missing value is null with its reason ([`Measured`]).
 
+pub mod compare;
 pub mod csv;
 pub mod json;
 pub mod markdown;
 mod measured;
+pub mod paper_table;
 mod run_config;
 mod run_directory;
 mod samples;
@@ -196,6 +198,17 @@ impl Aggregate {
             reason: Some(reason.into()),
         }
     }
+}
+
+/// Tables without a report, as `format` writes them; JSON is a list of tables.
+pub fn render_tables(tables: &[Table], format: Format, terminal: &terminal::Style) -> Result<String> {
+    let blocks: Vec<String> = match format {
+        Format::Json => return json::pretty(&tables),
+        Format::Csv => tables.iter().map(csv::table).collect::<Result<_>>()?,
+        Format::Md => tables.iter().map(markdown::section).collect(),
+        Format::Table => tables.iter().map(|table| terminal::section(table, terminal)).collect(),
+    };
+    Ok(blocks.join("\n"))
 }
 
 /// The aggregates as a table.

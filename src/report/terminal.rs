@@ -21,12 +21,17 @@ pub fn report(report: &Report, style: &Style) -> String {
         .tables
         .iter()
         .chain(aggregates.as_ref())
-        .map(|table| format!("{}\n{}", visible(&table.name), self::table(table, style)))
+        .map(|table| section(table, style))
         .collect();
     if report.interrupted {
         blocks.push("interrupted before its end: these results are partial\n".into());
     }
     blocks.join("\n")
+}
+
+/// One table under its name.
+pub fn section(table: &Table, style: &Style) -> String {
+    format!("{}\n{}", visible(&table.name), self::table(table, style))
 }
 
 /// One table; ends in a newline.

@@ -42,7 +42,7 @@ impl<B: Backend> SelectionPolicy<B> for StreamingLlm {
     fn positions_needed(&self, max_context: usize, chunk: usize) -> usize {
         match self.positions {
             Positions::Packed => max_context.min(self.n_init + self.n_local.max(chunk)),
-            Positions::Original => max_context,
+            Positions::Original | Positions::Grouped { .. } => max_context,
         }
     }
 

@@ -57,6 +57,53 @@ fn a_value_out_of_range() {
 }
 
 #[test]
+fn a_knob_of_another_policy_out_of_range() {
+    let model = TinyModel::llama().build();
+    let cases: [(&[&str], &[&str]); 14] = [
+        (&["--rope-factor", "0.5"], &["--rope-factor", "from 1"]),
+        (&["--rope-factor", "nan"], &["--rope-factor", "from 1"]),
+        (&["--rope-factor", "wide"], &["--rope-factor", "`auto`"]),
+        (
+            &["--self-extend-group", "0"],
+            &["--self-extend-group", "1..=4294967296"],
+        ),
+        (
+            &["--self-extend-window", "0"],
+            &["--self-extend-window", "1..=4294967296"],
+        ),
+        (&["--quest-page-size", "0"], &["--quest-page-size", "1..=4294967296"]),
+        (&["--snap-kv-kernel", "1025"], &["--snap-kv-kernel", "1..=1023"]),
+        (
+            &["--policy", "snap-kv", "--snap-kv-kernel", "4"],
+            &["--snap-kv-kernel 4", "odd"],
+        ),
+        (&["--policy", "quest", "--top-k", "15"], &["--top-k 15", "--top-k 16"]),
+        (
+            &["--policy", "inf-llm", "--top-k", "127"],
+            &["--top-k 127", "--top-k 128"],
+        ),
+        (
+            &["--policy", "inf-llm", "--inf-llm-representatives", "129"],
+            &["--inf-llm-representatives 129", "from 1 to 128"],
+        ),
+        (&["--policy", "h2o", "--top-k", "0"], &["--top-k 0"]),
+        (&["--policy", "snap-kv", "--n-local", "0"], &["--n-local 0"]),
+        (&["--h2o-prefill", "sparse"], &["--h2o-prefill", "evict"]),
+    ];
+    for (flags, parts) in cases {
+        refuses(infer(&model).args(["--prompt", "x"]).args(flags), 2, parts);
+    }
+    // A model that stretches its rotary embedding is not stretched a second time.
+    model.edit_config(|config| {
+        config["rope_scaling"] = serde_json::json!({"rope_type": "linear", "factor": 2.0});
+    });
+    for policy in ["ntk", "yarn"] {
+        let flags = ["--prompt", "x", "--policy", policy];
+        refuses(infer(&model).args(flags), 2, &[policy, "linear", "--policy dense"]);
+    }
+}
+
+#[test]
 fn a_knob_that_the_policy_does_not_read_is_pointed_out() {
     let model = TinyModel::llama().build();
     let run = succeeds(infer(&model).args(["--prompt", "x", "-n", "1", "--top-k", "8", "--vote", "head"]));

@@ -4,6 +4,7 @@
 
 pub mod program;
 pub mod ruler;
+pub mod ruler_solvers;
 pub mod tables;
 pub mod tiny_model;
 

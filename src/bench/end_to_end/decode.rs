@@ -195,7 +195,7 @@ fn hit_rate(policy: &PolicyConfig, hits: usize, all: usize, stored: usize) -> Me
             config.token_budget()
         )),
         PolicyConfig::TokenSelect(_) => Measured::missing("the selection cache is off"),
-        PolicyConfig::Dense | PolicyConfig::StreamingLlm { .. } => Measured::missing("no selection cache"),
+        _ => Measured::missing("no selection cache"),
     }
 }
 

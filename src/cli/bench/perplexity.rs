@@ -7,7 +7,7 @@ use crate::cli::arguments::{ModelArgs, OutputArgs, tokens};
 use crate::cli::loading::{self, Language, Located};
 use crate::cli::prompts::{name, read_text};
 use crate::error::{Error, Result};
-use crate::eval::perplexity::{Reading, WindowRecord, score_window, tables};
+use crate::eval::perplexity::{Reading, WindowRecord, generated_text, score_window, tables};
 use crate::exit::Outcome;
 use crate::kernels::cpu::Cpu;
 use crate::manifest::{Manifest, config_hash, sha256};
@@ -27,6 +27,8 @@ const TASK: &str = "perplexity";
 
 /// Arguments of `tokselect bench perplexity`.
 #[derive(Debug, Args)]
+// `--windows -1` is a wrong value, not an unknown flag `-1`.
+#[command(allow_negative_numbers = true)]
 pub struct PerplexityArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -41,9 +43,9 @@ pub struct PerplexityArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Text")]
 struct TextArgs {
-    /// The text: a UTF-8 file, `-` for stdin
+    /// The text: a UTF-8 file, `-` for stdin [default: sentences made from the seed]
     #[arg(long, value_name = "FILE")]
-    text: PathBuf,
+    text: Option<PathBuf>,
     /// Tokens of a window, such as 4096 or 4k
     #[arg(long, value_delimiter = ',', value_name = "TOKENS", default_value = "4k", value_parser = parse_length)]
     lengths: Vec<usize>,
@@ -56,7 +58,7 @@ struct TextArgs {
     /// Tokens per forward pass after the prefix; 1 decodes token by token [default: --prefill-chunk]
     #[arg(long, value_name = "TOKENS", value_parser = positive)]
     step: Option<usize>,
-    /// Seed of the resampling
+    /// Seed of the resampling, and of the sentences where no text is given
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
@@ -104,11 +106,18 @@ fn plan(args: &PerplexityArgs, context: &Context) -> Result<Plan> {
         ))
         .help("pass `--prefill-chunk` for all of them"));
     }
-    let text = read_text(&args.text.text)?;
+    // Before files are looked for: a wrong path should not cost a download.
+    let given = args.text.text.as_deref().map(read_text).transpose()?;
     let located = loading::locate(&args.model, true, context)?;
     let Language { tokenizer, .. } = loading::language(&located, &ChatTemplateChoice::None, false)?;
     let tokenizer = tokenizer.ok_or_else(|| Error::bug("a required tokenizer was not located"))?;
     let special = tokenizer.encode("", true)?;
+    let text = if let Some(text) = given {
+        text
+    } else {
+        let longest = args.text.lengths.iter().max().copied().unwrap_or(0);
+        generated_text(longest.saturating_mul(args.text.windows), args.text.seed, &tokenizer)?
+    };
     let ids = tokenizer.encode(&text, false)?;
     let mut stated = args.text.lengths.clone();
     stated.sort_unstable();
@@ -134,7 +143,7 @@ fn plan(args: &PerplexityArgs, context: &Context) -> Result<Plan> {
         if windows.is_empty() {
             return Err(Error::user(format!(
                 "{} has {} tokens, fewer than one window of {tokens}",
-                name(&args.text.text),
+                args.text.text.as_deref().map_or_else(|| "the text".to_owned(), name),
                 ids.len() + special.len()
             ))
             .help("pass a longer text or shorter `--lengths`"));

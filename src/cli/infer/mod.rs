@@ -214,10 +214,9 @@ fn plan(args: &InferArgs, context: &Context) -> Result<Plan> {
     let policy = args.policy.policy()?;
     let unread = args.policy.unread();
     if !unread.is_empty() {
-        context.printer.warning(&format!(
-            "the chosen policy does not read {}; `--policy token-select` reads all of them",
-            unread.join(", ")
-        ));
+        context
+            .printer
+            .warning(&format!("the chosen policy does not read {}", unread.join(", ")));
     }
     let sampling = args.generation.sampling(&context.printer)?;
     StopStrings::new(args.generation.stop.iter().cloned())?;
@@ -246,10 +245,15 @@ fn plan(args: &InferArgs, context: &Context) -> Result<Plan> {
     if let Some(stated) = args.model.max_context {
         args.policy.check_context(stated)?;
     }
-    if policy == PolicyConfig::Dense && max_context > config.max_position_embeddings {
+    let trained = config.max_position_embeddings;
+    let policy = policy.for_context(trained, max_context);
+    if let Some(farthest) = policy.farthest(max_context)
+        && farthest > trained
+    {
         context.printer.warning(&format!(
-            "{max_context} tokens are more than the {} the model was made for; dense attention degrades there",
-            config.max_position_embeddings
+            "with `--policy {}` {max_context} tokens lie up to {farthest} positions apart, more than the {trained} the model was made for; \
+             attention degrades there",
+            policy.name(),
         ));
     }
     let limits = SessionLimits {

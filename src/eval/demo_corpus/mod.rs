@@ -29,7 +29,6 @@ pub use lists::{CATEGORIES, Category, normalised};
 
 use crate::error::{Error, Result};
 use crate::random::stream_rng;
-use chat::Form;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -222,34 +221,9 @@ fn make(kind: Kind, wish: Wish, rng: &mut ChaCha8Rng) -> Document {
         Kind::VariableTracking => variable_tracking::variable_tracking(wish, rng),
         Kind::Passkey | Kind::NumberString => infinite_bench::passkey(kind, wish, rng),
         Kind::KeyValue => infinite_bench::key_value(wish, rng),
-        Kind::Prose => story(wish, rng),
+        Kind::Prose => prose::story(wish, rng),
         Kind::List => lists::list(wish, rng),
         Kind::Arithmetic => arithmetic::problem(wish, rng),
         Kind::Drill => arithmetic::drill(wish, rng),
     }
-}
-
-/// Paragraphs of prose, now and then asked for in a conversation.
-fn story(wish: Wish, rng: &mut ChaCha8Rng) -> Document {
-    let mut document = Document::new(Kind::Prose);
-    let chat = rng.random_ratio(1, 8);
-    if chat {
-        Form::Chat.open(&mut document);
-        document.push("Please tell me something.", Weight::Wording);
-        Form::Chat.answer(&mut document);
-    }
-    let mut prose = prose::Prose::new(rng);
-    let mut tokens = 0;
-    let mut separator = "";
-    while tokens < wish.tokens {
-        let sentence = prose.sentence(rng);
-        tokens += estimated_tokens(&sentence);
-        document.push(separator, Weight::Language);
-        document.push(&sentence, Weight::Language);
-        separator = if prose.pauses(rng) { "\n\n" } else { " " };
-    }
-    if chat {
-        Form::Chat.close(&mut document);
-    }
-    document
 }

@@ -113,14 +113,14 @@ fn last_lone_letter(prediction: &str, highest: char) -> Option<char> {
     })
 }
 
-/// What follows the first of `prefixes` that occurs, one character skipped; the outer `None` means that none occurs, the
-/// inner one that nothing follows.
-fn after_prefix<'a>(text: &'a str, prefixes: &[&str]) -> Option<Option<&'a str>> {
+/// What follows the first of `prefixes` that occurs, one character skipped; empty where nothing follows.
+fn after_prefix<'a>(text: &'a str, prefixes: &[&str]) -> Option<&'a str> {
     let rest = prefixes
         .iter()
         .find_map(|prefix| text.split_once(prefix).map(|(_, rest)| rest))?;
     let mut letters = rest.chars();
-    Some(letters.next().map(|_| letters.as_str()))
+    letters.next();
+    Some(letters.as_str())
 }
 
 fn starts_with_label(text: &str, labels: &[String]) -> bool {
@@ -139,7 +139,7 @@ fn choice(prediction: &str, labels: &[String]) -> bool {
     }
     let bare = single_blanks(&blank_out(prediction, &["\n", "\"", "'", ".", ",", "?", "!", "{", "}"]));
     if let Some(rest) = after_prefix(&bare, &["answer is:", "answer:", "answer is", "option is"]) {
-        return rest.is_some_and(|rest| starts_with_label(rest, labels));
+        return starts_with_label(rest, labels);
     }
     // A part of "ABCD", as the scripts ask for it: "BC" ends the search, and is no label.
     let word = split(&bare).find(|word| "ABCD".contains(word));
@@ -154,9 +154,8 @@ fn code_debug(prediction: &str, labels: &[String]) -> Scores {
         prediction,
         &["\n", "`", "'", "\"", "-", "*", "Option", "option"],
     ));
-    let named = after_prefix(&bare, &["answer is:", "is:", "answer:", "correct option is:"]).is_some_and(|rest| {
-        rest.is_some_and(|rest| rest.starts_with(letter.as_str()) || rest.starts_with(function.as_str()))
-    });
+    let named = after_prefix(&bare, &["answer is:", "is:", "answer:", "correct option is:"])
+        .is_some_and(|rest| rest.starts_with(letter.as_str()) || rest.starts_with(function.as_str()));
     let opens = prediction
         .strip_prefix(letter.as_str())
         .is_some_and(|rest| rest.starts_with(['.', ':']));
@@ -174,7 +173,7 @@ fn number_found(prediction: &str, label: &str) -> bool {
     match integer(label) {
         Some(label) => integer(&found).is_some_and(|value| value == label),
         None => match (found.parse::<f64>(), label.parse::<f64>()) {
-            (Ok(found), Ok(label)) => found.to_bits() == label.to_bits() || found == label,
+            (Ok(found), Ok(label)) => found.total_cmp(&label).is_eq(),
             _ => false,
         },
     }
@@ -226,6 +225,7 @@ fn leading_values(prediction: &str, labels: &[String]) -> f64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "0, 1 and simple fractions are exact")]
 mod tests {
     use super::*;
 

@@ -12,12 +12,31 @@ mod windows;
 
 pub use windows::{WindowRecord, tables};
 
+use super::ruler::Essay;
+use super::task::CountTokens;
 use crate::error::Result;
 use crate::kernels::Backend;
 use crate::model::decoder::Session;
+use crate::random::stream_rng;
 use crate::selection::Phase;
 use std::ops::Range;
 use std::time::Instant;
+
+/// Made-up English sentences of at least `tokens` tokens, for a run without a text of its own; the same for one seed.
+pub fn generated_text(tokens: usize, seed: u64, count: &dyn CountTokens) -> Result<String> {
+    const SENTENCES: usize = 64;
+    let essay = Essay::default();
+    let mut sentences = essay.text(stream_rng(seed, "perplexity/text"));
+    let mut text = String::new();
+    let mut made = 0;
+    while made < tokens {
+        let block = sentences.sentences(SENTENCES).join(" ") + "\n";
+        // Blocks may join to fewer tokens than they have by themselves; the newline keeps that to one.
+        made += count.count(&block)?.saturating_sub(1);
+        text.push_str(&block);
+    }
+    Ok(text)
+}
 
 /// Floats of logits held per variant at a time: 16 MiB.
 const BLOCK_FLOATS: usize = 1 << 22;

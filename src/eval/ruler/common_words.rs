@@ -44,6 +44,8 @@ struct Shape {
     words: usize,
     common: usize,
     uncommon: usize,
+    /// More words, there once each: they fill what whole repetitions leave empty of a short length.
+    once: usize,
 }
 
 /// Below this length RULER repeats less.
@@ -75,50 +77,46 @@ impl CommonWordsSettings {
         vocabulary.shuffle(&mut rng);
         let order = place.rng("order");
 
-        let short = place.length() < SHORT;
-        let (mut common, uncommon) = if short { (6, 1) } else { (self.freq_cw, self.freq_ucw) };
         let fewest = self.num_cw + 1;
-        let shape = |words, common| Shape {
+        let shape = |words, [common, uncommon]: [usize; 2]| Shape {
             words,
             common,
             uncommon,
+            once: 0,
         };
-        let mut example = self.worked_example(short, &vocabulary, place.rng("example"));
-        if short {
-            let holds = |example: &str, common| {
-                frame.holds(&self.assemble(example, &vocabulary, shape(fewest, common), order.clone()))
-            };
-            // Below some 700 tokens the question stands alone, below some 500 with shorter repetitions.
-            if !holds(&example, common)? {
-                example = String::new();
+        let long = self.worked_example(shape(40, [10, 3]), &vocabulary, place.rng("example"));
+        let short = self.worked_example(shape(20, [3, 1]), &vocabulary, place.rng("example"));
+        // RULER's two ways, and two more for less room. With common tokenizers the worked example goes below some 700 tokens,
+        // and the repetitions below some 500.
+        let all = [
+            (long, [self.freq_cw, self.freq_ucw]),
+            (short, [6, 1]),
+            (String::new(), [6, 1]),
+            (String::new(), [3, 1]),
+        ];
+        let mut ways = all.into_iter().skip(usize::from(place.length() < SHORT)).peekable();
+        let (mut example, mut times) = ways.next().unwrap_or_default();
+        while ways.peek().is_some() {
+            let shortest = self.assemble(&example, &vocabulary, shape(fewest, times), order.clone());
+            if frame.holds(&shortest)? {
+                break;
             }
-            if !holds(&example, common)? {
-                common = 3;
-            }
+            (example, times) = ways.next().unwrap_or_default();
         }
-        frame.fit(fewest..=usize::MAX / 2, 0, |words, _| {
-            while vocabulary.len() < words {
+        frame.fit(fewest..=usize::MAX / 2, 2 * times[1], |words, once| {
+            while vocabulary.len() < words + once {
                 vocabulary.push(fresh(&mut seen, || coined_word(&mut rng))?);
             }
-            Ok(self.assemble(&example, &vocabulary, shape(words, common), order.clone()))
+            let shape = Shape {
+                once,
+                ..shape(words, times)
+            };
+            Ok(self.assemble(&example, &vocabulary, shape, order.clone()))
         })
     }
 
     /// A short list with its question and answer, as RULER puts it before the real one.
-    fn worked_example(&self, short: bool, vocabulary: &[String], mut rng: ChaCha8Rng) -> String {
-        let shape = if short {
-            Shape {
-                words: 20,
-                common: 3,
-                uncommon: 1,
-            }
-        } else {
-            Shape {
-                words: 40,
-                common: 10,
-                uncommon: 3,
-            }
-        };
+    fn worked_example(&self, shape: Shape, vocabulary: &[String], mut rng: ChaCha8Rng) -> String {
         let mut words = vocabulary.to_vec();
         words.shuffle(&mut rng);
         let draft = self.assemble("", &words, shape, rng);
@@ -130,6 +128,7 @@ impl CommonWordsSettings {
         let times = |words: &[String], times| (0..times).flat_map(|_| words.to_vec()).collect::<Vec<String>>();
         let mut list = times(common, shape.common);
         list.extend(times(uncommon, shape.uncommon));
+        list.extend_from_slice(&vocabulary[shape.words..shape.words + shape.once]);
         list.shuffle(&mut rng);
         let num_cw = self.num_cw.to_string();
         let values = [("context", &*numbered(&list)), ("num_cw", &*num_cw)];

@@ -88,7 +88,7 @@ impl Frame<'_> {
         let mut too_many = last.saturating_add(1);
         let mut next = first.saturating_add(FIRST_STEP);
         // Learning the slope on an eighth of the text costs an eighth of a count and saves a whole one.
-        let mut targets = [room / 8, room - enough / 2].into_iter();
+        let mut targets = [room / 8, room.saturating_sub(enough / 2)].into_iter();
         let mut target = targets.next().unwrap_or(room);
         while best.units + 1 < too_many {
             next = next.clamp(best.units + 1, too_many - 1);

@@ -40,6 +40,8 @@ const FEWEST_WORDS: usize = 5;
 const ANSWERS: std::ops::Range<usize> = 1..4;
 /// The commonest "word". The question calls it `....`; this is what RULER's generator writes.
 const DOTS: &str = "...";
+/// Most dots that are added where whole counts would leave more than 1 % of a short length empty.
+const MOST_DOTS: usize = 40;
 
 impl FrequentWordsSettings {
     pub(super) fn check(&self, task: &str) -> Result<()> {
@@ -72,12 +74,13 @@ impl FrequentWordsSettings {
         let fewest = (1.0 / (share(ANSWERS.end) - share(ANSWERS.end + 1))).ceil() as usize;
         place
             .frame(request, self.tokens_to_generate)
-            .fit(fewest..=usize::MAX / 2, 0, |words, _| {
+            .fit(fewest..=usize::MAX / 2, MOST_DOTS, |words, dots| {
                 let mut text: Vec<&str> = vocabulary
                     .iter()
                     .enumerate()
                     .flat_map(|(i, word)| std::iter::repeat_n(word.as_str(), (words as f64 * share(i + 1)) as usize))
                     .collect();
+                text.extend(std::iter::repeat_n(DOTS, dots));
                 text.shuffle(&mut order.clone());
                 Ok(Draft {
                     prompt: fill(FREQUENT_WORDS.prompt, &[("context", &text.join(" "))]),

@@ -73,7 +73,7 @@ impl Essay {
     }
 
     /// The endless text of one example.
-    pub(super) fn text(&self, rng: ChaCha8Rng) -> EssayText<'_> {
+    pub(crate) fn text(&self, rng: ChaCha8Rng) -> EssayText<'_> {
         EssayText {
             essay: self,
             rng,
@@ -84,7 +84,7 @@ impl Essay {
 }
 
 /// The text of one example as far as it was needed.
-pub(super) struct EssayText<'a> {
+pub(crate) struct EssayText<'a> {
     essay: &'a Essay,
     rng: ChaCha8Rng,
     lists: WordLists,

@@ -16,9 +16,9 @@ pub struct MaterialFiles {
     pub words: WordFiles,
     /// Plain text for the essay haystack.
     pub essay: Option<PathBuf>,
-    /// Questions of `qa_1`, in the format of SQuAD; without, they are about invented persons and towns.
+    /// Questions of `qa_1`, in the format of `SQuAD`; without, they are about invented persons and towns.
     pub squad: Option<PathBuf>,
-    /// Questions of `qa_2`, in the format of HotpotQA; without, they are about invented persons and towns.
+    /// Questions of `qa_2`, in the format of `HotpotQA`; without, they are about invented persons and towns.
     pub hotpot_qa: Option<PathBuf>,
 }
 

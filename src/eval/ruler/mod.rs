@@ -14,14 +14,15 @@
 //!   Sentences are found by rule instead of by NLTK's model.
 //! - **Words** are `wonderwords`' in RULER; here our own lists, or files.
 //! - **Variable tracking.** The worked example takes at most half of a length below 1000 tokens.
-//! - **Common words.** Below some 700 tokens there is no worked example, for want of room, and below some 500 common words
-//!   are repeated 3 times. Words that are rare in the list
-//!   are coined where the word lists run out (from some 16000 tokens on); RULER's list ends there, or goes on with a
-//!   dictionary.
-//! - **Frequent words.** The text is long enough that the third answer is commoner than the word after it.
-//! - **Questions** come from files in the formats of SQuAD and HotpotQA; without one they are about invented persons and
+//! - **Common words.** RULER has a setting for 4096 tokens and more and a smaller one below, which both need more than some
+//!   700 tokens. What does not fit takes the smaller one, then goes without the worked example, then repeats common words
+//!   3 times instead of 6. Words that are rare in the list are coined where the word lists run out (from some 16000 tokens
+//!   on); RULER's list ends there, or goes on with a dictionary. A few words may be there just once to meet the length.
+//! - **Frequent words.** The text is long enough that the third answer is commoner than the word after it. Short ones may
+//!   have a few more dots.
+//! - **Questions** come from files in the formats of `SQuAD` and `HotpotQA`; without one they are about invented persons and
 //!   towns (`source: synthetic` in the settings). Documents are repeated where a file has too few, and one distracting
-//!   document may be shortened to meet the length. Of HotpotQA's ten paragraphs only those with supporting facts must fit;
+//!   document may be shortened to meet the length. Of `HotpotQA`'s ten paragraphs only those with supporting facts must fit;
 //!   the others come first among the distractors. A question whose paragraph is too long gives way to another.
 
 mod common_words;

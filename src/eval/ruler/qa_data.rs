@@ -1,4 +1,4 @@
-//! Question files in the formats of SQuAD and HotpotQA.
+//! Question files in the formats of `SQuAD` and `HotpotQA`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -83,7 +83,7 @@ impl Documents {
 }
 
 impl QuestionSet {
-    /// Reads a file in the format of SQuAD, version 1.1 or 2.0.
+    /// Reads a file in the format of `SQuAD`, version 1.1 or 2.0.
     pub fn load_squad(path: &Path) -> Result<Self> {
         let (bytes, sha256) = read(path)?;
         let file: SquadFile = parse(
@@ -110,7 +110,7 @@ impl QuestionSet {
         Self::new(path, documents, questions, sha256)
     }
 
-    /// Reads a file in the format of HotpotQA's distractor setting.
+    /// Reads a file in the format of `HotpotQA`'s distractor setting.
     ///
     /// RULER always shows a question's ten paragraphs; here those with supporting facts, and the rest of them first among
     /// the distractors, so that short lengths can be asked for.
@@ -140,15 +140,16 @@ impl QuestionSet {
     }
 
     fn new(path: &Path, documents: Documents, mut questions: Vec<Question>, sha256: String) -> Result<Self> {
-        questions.retain(|q| !q.answers.is_empty() && !q.gold.is_empty());
-        if questions.is_empty() || documents.0.len() < 2 {
+        // Without a document besides those that hold the answer, there is nothing to hide it among.
+        questions.retain(|q| !q.answers.is_empty() && (1..documents.0.len()).contains(&q.gold.len()));
+        if questions.is_empty() {
             return Err(Error::user(format!(
                 "`{}` has {} answerable questions and {} documents",
                 path.display(),
                 questions.len(),
                 documents.0.len()
             ))
-            .help("give a file with at least one answerable question and two different documents"));
+            .help("give a file with an answerable question and a document that does not hold its answer"));
         }
         Ok(Self {
             documents: documents.0.into_keys().collect(),
@@ -225,6 +226,9 @@ mod tests {
             let message = error.unwrap_err().to_string();
             assert!(message.contains("questions.json` is not in the format of"), "{message}");
         }
+        let (_dir, path) = file(r#"[{"question": "q", "answer": "a", "context": [["T", ["x"]], ["U", ["y"]]]}]"#);
+        let message = QuestionSet::load_hotpot_qa(&path).unwrap_err().to_string();
+        assert!(message.contains("0 answerable questions and 2 documents"), "{message}");
         let (_dir, path) = file(r#"{"data": []}"#);
         let message = QuestionSet::load_squad(&path).unwrap_err().to_string();
         assert!(message.contains("0 answerable questions"), "{message}");

@@ -53,7 +53,7 @@ impl QaSettings {
     pub(super) fn draft(&self, place: &Place<'_>, request: &Request<'_>, material: &Material) -> Result<Draft> {
         let frame = place.frame(request, self.tokens_to_generate);
         match material.questions(self.dataset) {
-            Some(set) => self.from_file(set, place, request, &frame),
+            Some(set) => written(set, place, request, &frame),
             None => self.invented(place, request, &frame),
         }
     }
@@ -70,56 +70,6 @@ impl QaSettings {
         })
     }
 
-    /// The question of the example's index, or the next that fits, in steps that lead past the neighbours.
-    fn from_file(
-        &self,
-        set: &QuestionSet,
-        place: &Place<'_>,
-        request: &Request<'_>,
-        frame: &Frame<'_>,
-    ) -> Result<Draft> {
-        /// Prime, so that any number of questions is gone through.
-        const STEP: usize = 7919;
-        const TRIES: usize = 100;
-        let mut rng = place.rng("distractors");
-        let mut last = None;
-        for attempt in 0..TRIES.min(set.questions.len()) {
-            let question = &set.questions[(place.index() + attempt * STEP) % set.questions.len()];
-            let asked = Asked {
-                query: question.query.clone(),
-                answers: question.answers.clone(),
-                gold: question.gold.iter().map(|&i| set.documents[i].clone()).collect(),
-            };
-            let alone = show(&asked, &asked.gold, None);
-            if !frame.holds(&alone)? {
-                last = Some(asked);
-                continue;
-            }
-            // First the documents next to the gold one, as in RULER, then any others; all again where they run out.
-            let mut related = question.related.clone();
-            related.shuffle(&mut rng);
-            let mut others = Vec::with_capacity(set.documents.len());
-            others.extend(&related);
-            others.extend(
-                index::sample(&mut rng, set.documents.len(), set.documents.len())
-                    .into_iter()
-                    .filter(|i| !question.gold.contains(i) && !related.contains(i)),
-            );
-            return assemble(&asked, place, request, frame, |n| {
-                others
-                    .iter()
-                    .cycle()
-                    .take(n)
-                    .map(|&i| set.documents[i].clone())
-                    .collect()
-            });
-        }
-        match last {
-            Some(asked) => frame.fit(0..=0, 0, |_, _| Ok(show(&asked, &asked.gold, None))),
-            None => Err(crate::error::Error::bug("a set of questions is empty")),
-        }
-    }
-
     pub(super) fn record(&self, material: &Material) -> serde_json::Value {
         let mut record = json!(self);
         record["source"] = match material.questions(self.dataset) {
@@ -127,6 +77,50 @@ impl QaSettings {
             None => "synthetic".into(),
         };
         record
+    }
+}
+
+/// The question of the example's index, or the next that fits, in steps that lead past the neighbours.
+fn written(set: &QuestionSet, place: &Place<'_>, request: &Request<'_>, frame: &Frame<'_>) -> Result<Draft> {
+    /// Prime, so that any number of questions is gone through.
+    const STEP: usize = 7919;
+    const TRIES: usize = 100;
+    let mut rng = place.rng("distractors");
+    let mut last = None;
+    for attempt in 0..TRIES.min(set.questions.len()) {
+        let question = &set.questions[(place.index() + attempt * STEP) % set.questions.len()];
+        let asked = Asked {
+            query: question.query.clone(),
+            answers: question.answers.clone(),
+            gold: question.gold.iter().map(|&i| set.documents[i].clone()).collect(),
+        };
+        let alone = show(&asked, &asked.gold, None);
+        if !frame.holds(&alone)? {
+            last = Some(asked);
+            continue;
+        }
+        // First the documents next to the gold one, as in RULER, then any others; all again where they run out.
+        let mut related = question.related.clone();
+        related.shuffle(&mut rng);
+        let mut others = Vec::with_capacity(set.documents.len());
+        others.extend(&related);
+        others.extend(
+            index::sample(&mut rng, set.documents.len(), set.documents.len())
+                .into_iter()
+                .filter(|i| !question.gold.contains(i) && !related.contains(i)),
+        );
+        return assemble(&asked, place, request, frame, |n| {
+            others
+                .iter()
+                .cycle()
+                .take(n)
+                .map(|&i| set.documents[i].clone())
+                .collect()
+        });
+    }
+    match last {
+        Some(asked) => frame.fit(0..=0, 0, |_, _| Ok(show(&asked, &asked.gold, None))),
+        None => Err(crate::error::Error::bug("a set of questions is empty")),
     }
 }
 
@@ -151,14 +145,13 @@ fn assemble(
         let mut order = order.clone();
         rest.shuffle(&mut order);
         let gold = asked.gold.len();
-        let at = match request.depth {
-            Some(depth) => vec![(depth.clamp(0.0, 1.0) * rest.len() as f64).round() as usize; gold],
-            None => {
-                let mut places = index::sample(&mut order, rest.len() + gold, gold).into_vec();
-                places.sort_unstable();
-                // Places among all documents, as places among the others.
-                places.iter().enumerate().map(|(before, at)| at - before).collect()
-            }
+        let at: Vec<usize> = if let Some(depth) = request.depth {
+            vec![(depth.clamp(0.0, 1.0) * rest.len() as f64).round() as usize; gold]
+        } else {
+            let mut places = index::sample(&mut order, rest.len() + gold, gold).into_vec();
+            places.sort_unstable();
+            // Places among all documents, as places among the others.
+            places.iter().enumerate().map(|(before, at)| at - before).collect()
         };
         let mut documents = Vec::with_capacity(rest.len() + gold);
         let mut taken = 0;

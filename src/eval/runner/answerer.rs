@@ -25,7 +25,7 @@ pub struct Variant {
     pub prefill_chunk: usize,
 }
 
-/// Asks a model, greedily. One session at a time is alive, and it is used again as long as the variant stays.
+/// Asks a model, greedily. One session at a time is alive, and it is used again as long as the policy stays.
 pub struct ModelAnswerer<'m, B: Backend> {
     decoder: &'m Decoder<B>,
     encoder: PromptEncoder<'m>,
@@ -33,7 +33,7 @@ pub struct ModelAnswerer<'m, B: Backend> {
     variants: &'m [Variant],
     max_context: usize,
     stopped: &'m dyn Fn() -> bool,
-    session: Option<(usize, Session<'m, B>)>,
+    session: Option<(PolicyConfig, usize, Session<'m, B>)>,
 }
 
 impl<'m, B: Backend> ModelAnswerer<'m, B> {
@@ -57,21 +57,26 @@ impl<'m, B: Backend> ModelAnswerer<'m, B> {
         }
     }
 
-    fn session(&mut self, variant: usize) -> Result<&mut Session<'m, B>> {
-        if self.session.as_ref().is_none_or(|(current, _)| *current != variant) {
+    /// An empty session for a text of `tokens` tokens, answer included.
+    fn session(&mut self, variant: usize, tokens: usize) -> Result<&mut Session<'m, B>> {
+        let variant = &self.variants[variant];
+        // What stretches rotary frequencies goes by the length of the text, not by the longest of the run.
+        let trained = self.decoder.config.max_position_embeddings;
+        let policy = variant.policy.clone().for_context(trained, tokens);
+        let prefill_chunk = variant.prefill_chunk;
+        let fits = |(held, chunk, _): &(PolicyConfig, usize, _)| *held == policy && *chunk == prefill_chunk;
+        if !self.session.as_ref().is_some_and(fits) {
             // The earlier KV cache is freed before the next one grows.
             self.session = None;
-            let Variant {
-                policy, prefill_chunk, ..
-            } = &self.variants[variant];
             let limits = SessionLimits {
                 max_context: self.max_context,
-                prefill_chunk: *prefill_chunk,
+                prefill_chunk,
                 diagnose: false,
             };
-            self.session = Some((variant, Session::new(self.decoder, policy, limits)));
+            let session = Session::new(self.decoder, &policy, limits);
+            self.session = Some((policy, prefill_chunk, session));
         }
-        let session = self.session.as_mut().map(|(_, session)| session);
+        let session = self.session.as_mut().map(|(_, _, session)| session);
         let session = session.ok_or_else(|| Error::bug("the session of a variant was not kept"))?;
         session.reset();
         Ok(session)
@@ -108,7 +113,7 @@ impl<B: Backend> Answerer for ModelAnswerer<'_, B> {
         // Where the peak cannot be reset it covers the process so far, which is still no less than the truth.
         let _ = reset_peak();
         let (eos, tokenizer, stopping) = (self.eos, self.encoder.tokenizer, Stopping(self.stopped));
-        let session = self.session(variant)?;
+        let session = self.session(variant, needed)?;
         let mut stopping = stopping;
         let request = Request {
             ids: &prompt.ids,

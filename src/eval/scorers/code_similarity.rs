@@ -27,6 +27,7 @@ pub fn code_similarity(prediction: &str, label: &str) -> f64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "0, 1 and simple fractions are exact")]
 mod tests {
     use super::*;
 

@@ -55,6 +55,7 @@ pub(crate) fn paragraph(label: &str) -> Option<&str> {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "0, 1 and simple fractions are exact")]
 mod tests {
     use super::*;
 

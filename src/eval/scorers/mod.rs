@@ -15,6 +15,7 @@ mod rouge_sum;
 mod sequence_matcher;
 
 pub use code_similarity::{code_similarity, fuzz_ratio};
+pub(crate) use labels::paragraph;
 pub use labels::{classification, count, retrieval};
 pub use overlap::{qa_f1, qa_f1_chinese};
 pub use rouge::rouge_l;

@@ -8,7 +8,7 @@ use std::hash::Hash;
 const CHINESE_PUNCTUATION: &str = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏";
 
 /// F1 of the words of two texts after lower case, without ASCII punctuation and the articles a, an, the
-/// (`LongBench` and `InfiniteBench`, `qa_f1_score`; the normalisation is SQuAD's). 0 if no word is shared.
+/// (`LongBench` and `InfiniteBench`, `qa_f1_score`; the normalisation is `SQuAD`'s). 0 if no word is shared.
 pub fn qa_f1(prediction: &str, label: &str) -> f64 {
     let (prediction, label) = (normalise(prediction), normalise(label));
     f1(split(&prediction), split(&label))
@@ -74,6 +74,7 @@ fn f1<T: Eq + Hash>(prediction: impl Iterator<Item = T>, label: impl Iterator<It
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "0, 1 and simple fractions are exact")]
 mod tests {
     use super::*;
 

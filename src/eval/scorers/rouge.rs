@@ -40,6 +40,7 @@ fn sentences(text: &str) -> Vec<Vec<&str>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "0, 1 and simple fractions are exact")]
 mod tests {
     use super::*;
 

@@ -61,6 +61,7 @@ fn counts<'a>(lines: &[Vec<&'a str>]) -> HashMap<&'a str, usize> {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "0, 1 and simple fractions are exact")]
 mod tests {
     use super::*;
 

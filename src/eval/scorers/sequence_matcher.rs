@@ -110,6 +110,7 @@ impl<'a> Matcher<'a> {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "0, 1 and simple fractions are exact")]
 mod tests {
     use super::*;
 

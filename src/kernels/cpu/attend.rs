@@ -5,9 +5,12 @@
 //! multiplied like a weight panel; in decode the few query rows are the panel and the keys stay as they lie.
 //! Splits have a fixed length, so results do not depend on the number of threads.
 
+use super::aligned::Aligned;
 use super::gemm::{PANEL, packed_kernel, row_slices, strided_kernel};
+use super::narrow::{self, QUERIES};
+use super::softmax::State;
 use super::{Cpu, math};
-use crate::kernels::{Attend, AttentionShape, PAGE_TOKENS, TokenList};
+use crate::kernels::{Attend, AttentionShape, PAGE_TOKENS, Part, TokenList};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -19,11 +22,9 @@ const NARROW_TILE: usize = 64;
 /// Query rows (chunk rows times group) per prefill task.
 const TASK_ROWS: usize = 768;
 /// Up to this many query rows are worth the decode form.
-const NARROW_ROWS: usize = 64;
+pub(super) const NARROW_ROWS: usize = 64;
 /// Keys per decode task.
-const SPLIT: usize = 512;
-/// Query rows of one narrow panel.
-const LANES: usize = 16;
+pub(super) const SPLIT: usize = 512;
 /// Distance of weight rows beyond the tile; keeps rows out of one L1 set.
 const PAD: usize = 16;
 
@@ -34,58 +35,120 @@ pub(super) fn task_bytes(rows: usize, shape: &AttentionShape) -> usize {
     4 * (task_rows * (WIDE_TILE + PAD + padded + 2) + 3 * WIDE_TILE * padded)
 }
 
-fn task_chunk_rows(shape: &AttentionShape) -> usize {
+pub(super) fn task_chunk_rows(shape: &AttentionShape) -> usize {
     TASK_ROWS.div_ceil(shape.group())
 }
 
-/// Running softmax of R query rows: maximum, sum, and un-normalised output `[R, padded D]`.
-struct State {
-    max: Vec<f32>,
-    sum: Vec<f32>,
-    out: Vec<f32>,
-}
-
 /// The rows `first..first + count` of the chunk, for the query heads of one KV head, over a range of the token list.
-struct Task<'a> {
-    args: &'a Attend<'a, Cpu>,
-    kv: usize,
-    first: usize,
-    count: usize,
-    keys: Range<usize>,
-    narrow: bool,
+pub(super) struct Task<'a> {
+    pub(super) args: &'a Attend<'a, Cpu>,
+    pub(super) kv: usize,
+    pub(super) first: usize,
+    pub(super) count: usize,
+    pub(super) keys: Range<usize>,
+    pub(super) narrow: bool,
 }
 
 /// Buffers of one running task.
-struct Scratch {
-    keys: Vec<f32>,
-    panels: Vec<f32>,
-    values: Vec<f32>,
-    weights: Vec<f32>,
+pub(super) struct Scratch {
+    keys: Aligned,
+    panels: Aligned,
+    values: Aligned,
+    pub(super) weights: Aligned,
+}
+
+/// What the rows of a task see in one part, and how its tiles lie.
+pub(super) struct Pass {
+    part: Part,
+    /// Queries in the layout of the task's form.
+    queries: Aligned,
+    /// Per chunk row.
+    pub(super) visible: Vec<Range<usize>>,
+    /// From the first tile's start to the last visible key.
+    pub(super) keys: Range<usize>,
 }
 
 impl Task<'_> {
-    fn rows(&self) -> usize {
+    pub(super) fn tile_len(&self) -> usize {
+        if self.narrow { NARROW_TILE } else { WIDE_TILE }
+    }
+
+    /// Distance of weight rows.
+    pub(super) fn stride(&self) -> usize {
+        self.tile_len() + PAD
+    }
+
+    /// Buffers; values are gathered in rows of `padded` elements, 0 for a task that reads none.
+    pub(super) fn scratch(&self, padded: usize) -> Scratch {
+        let keys = self.tile_len() * self.args.shape.head_dim;
+        Scratch {
+            keys: Aligned::zeros(keys),
+            panels: Aligned::zeros(if self.narrow { 0 } else { keys }),
+            values: Aligned::zeros(self.tile_len() * padded),
+            weights: Aligned::zeros(self.rows() * self.stride()),
+        }
+    }
+
+    /// `None` if no row sees a key of this task in `part`.
+    #[inline(always)]
+    pub(super) fn pass<S: Simd>(&self, _: S, part: Part) -> Option<Pass> {
+        let rows = self.first..self.first + self.count;
+        let visible: Vec<Range<usize>> = rows.map(|i| self.args.visible(part, self.kv, i)).collect();
+        let end = self.keys.end.min(visible.last()?.end);
+        // Tiles start at multiples of their length, whatever the window, so that they do not straddle pages.
+        let start = self.keys.start.max(visible.first()?.start) / self.tile_len() * self.tile_len();
+        if start >= end {
+            return None;
+        }
+        let d = self.args.shape.head_dim;
+        let scale = 1.0 / (d as f32).sqrt();
+        let queries = match (self.narrow, S::F32_LANES >= 16) {
+            (true, _) => narrow::panels(self.rows(), d, |r, k| self.query(part, r)[k] * scale),
+            (false, true) => self.wide_queries(part, 14),
+            (false, false) => self.wide_queries(part, 6),
+        };
+        Some(Pass {
+            part,
+            queries,
+            visible,
+            keys: start..end,
+        })
+    }
+
+    /// Scaled products of all query rows with the keys of `tile`, into the weights `[R, stride]`.
+    #[inline(always)]
+    pub(super) fn tile_scores<S: Simd>(&self, simd: S, pass: &Pass, tile: Range<usize>, scratch: &mut Scratch) {
+        let (n, stride) = (tile.len(), self.stride());
+        self.gather_keys(pass.part, tile, &mut scratch.keys);
+        if self.narrow {
+            self.narrow_scores(simd, n, stride, &pass.queries, scratch);
+        } else {
+            self.wide_scores(simd, n, stride, &pass.queries, scratch);
+        }
+    }
+
+    pub(super) fn rows(&self) -> usize {
         self.count * self.args.shape.group()
     }
 
     /// Query row `r`: chunk row `first + r / group`, head `r % group` of the group.
     #[inline(always)]
-    fn query(&self, r: usize) -> &[f32] {
+    fn query(&self, part: Part, r: usize) -> &[f32] {
         let shape = &self.args.shape;
         let head = self.kv * shape.group() + r % shape.group();
         let row = self.first + r / shape.group();
-        &self.args.queries[(row * shape.query_heads + head) * shape.head_dim..][..shape.head_dim]
+        &self.args.queries(part)[(row * shape.query_heads + head) * shape.head_dim..][..shape.head_dim]
     }
 
     /// Rotated keys of list entries `tile` as rows `[n, D]`.
     #[inline(always)]
-    fn gather_keys(&self, tile: Range<usize>, out: &mut [f32]) {
+    fn gather_keys(&self, part: Part, tile: Range<usize>, out: &mut [f32]) {
         let d = self.args.shape.head_dim;
         for (j, out) in tile.zip(out.chunks_exact_mut(d)) {
-            let slot = self.args.keys.table.slot(self.args.tokens.token(j));
+            let slot = self.args.keys.table.slot(self.args.tokens.token(self.kv, j));
             let at = (self.kv * PAGE_TOKENS + slot % PAGE_TOKENS) * d;
             let key = &self.args.keys.pages[slot / PAGE_TOKENS][at..at + d];
-            let (cos, sin) = self.args.rope.row(self.args.key_position(j));
+            let (cos, sin) = self.args.rope.row(self.args.key_position(part, self.kv, j));
             math::rotate(key, cos, sin, out);
         }
     }
@@ -95,7 +158,7 @@ impl Task<'_> {
     fn values<'s>(&'s self, tile: Range<usize>, padded: usize, scratch: &'s mut [f32]) -> &'s [f32] {
         let d = self.args.shape.head_dim;
         let place = |j: usize| {
-            let slot = self.args.values.table.slot(self.args.tokens.token(j));
+            let slot = self.args.values.table.slot(self.args.tokens.token(self.kv, j));
             (slot / PAGE_TOKENS, (self.kv * PAGE_TOKENS + slot % PAGE_TOKENS) * d)
         };
         if matches!(self.args.tokens, TokenList::All(_))
@@ -162,65 +225,37 @@ impl Task<'_> {
     }
 
     /// Query rows interleaved by `group`: `[ceil(R / group), D, group]`.
-    fn wide_queries(&self, group: usize) -> Vec<f32> {
+    fn wide_queries(&self, part: Part, group: usize) -> Aligned {
         let d = self.args.shape.head_dim;
-        let mut out = vec![0.0; self.rows().div_ceil(group) * group * d];
+        let mut out = Aligned::zeros(self.rows().div_ceil(group) * group * d);
         for r in 0..self.rows() {
             let lines = &mut out[r / group * group * d..][..group * d];
-            for (line, &q) in lines.chunks_exact_mut(group).zip(self.query(r)) {
+            for (line, &q) in lines.chunks_exact_mut(group).zip(self.query(part, r)) {
                 line[r % group] = q;
             }
         }
         out
     }
 
-    /// The same for few query rows: `queries` is their panel `[groups of 16][D][16]`, already scaled.
+    /// The same for few query rows: `queries` are their panels, already scaled.
     #[inline(always)]
-    fn narrow_scores<S: Simd, const NV: usize>(
-        &self,
-        simd: S,
-        n: usize,
-        stride: usize,
-        queries: &[f32],
-        scratch: &mut Scratch,
-    ) {
-        const KEYS: usize = 14;
+    fn narrow_scores<S: Simd>(&self, simd: S, n: usize, stride: usize, queries: &[f32], scratch: &mut Scratch) {
         let d = self.args.shape.head_dim;
-        for (g, panel) in queries.chunks_exact(d * LANES).enumerate() {
-            let lanes = LANES.min(self.rows() - g * LANES);
-            for key in (0..n).step_by(KEYS) {
-                let count = KEYS.min(n - key);
-                let a = row_slices::<KEYS>(&scratch.keys, d, key, count, d);
-                let acc = strided_kernel::<S, KEYS, NV>(simd, a, panel, LANES, 0);
-                let mut tile = [[0.0; LANES]; KEYS];
-                for (line, acc) in tile.iter_mut().zip(&acc) {
-                    S::as_mut_simd_f32s(line).0.copy_from_slice(acc);
+        let keys = &scratch.keys[..n * d];
+        for (g, panel) in queries.chunks_exact(d * QUERIES).enumerate() {
+            let lanes = QUERIES.min(self.rows() - g * QUERIES);
+            let weights = &mut scratch.weights[g * QUERIES * stride..];
+            narrow::scores(simd, keys, d, panel, |first, count, tile| {
+                for (line, scores) in weights.chunks_mut(stride).zip(&tile[..lanes]) {
+                    line[first..first + count].copy_from_slice(&scores[..count]);
                 }
-                for lane in 0..lanes {
-                    let line = &mut scratch.weights[(g * LANES + lane) * stride + key..][..count];
-                    for (value, scores) in line.iter_mut().zip(&tile) {
-                        *value = scores[lane];
-                    }
-                }
-            }
+            });
         }
-    }
-
-    fn narrow_queries(&self) -> Vec<f32> {
-        let d = self.args.shape.head_dim;
-        let scale = 1.0 / (d as f32).sqrt();
-        let mut panel = vec![0.0; self.rows().div_ceil(LANES) * LANES * d];
-        for r in 0..self.rows() {
-            for (k, &q) in self.query(r).iter().enumerate() {
-                panel[(r / LANES * d + k) * LANES + r % LANES] = q * scale;
-            }
-        }
-        panel
     }
 
     /// Softmax weights of a tile in place, and the state brought to the new maxima.
     #[inline(always)]
-    fn update<S: Simd>(
+    pub(super) fn update<S: Simd>(
         &self,
         simd: S,
         tile: &Range<usize>,
@@ -251,16 +286,20 @@ impl Task<'_> {
             line[high..].fill(0.0);
             state.sum[r] = state.sum[r] * keep + math::exp_sum_simd(simd, &mut line[low..high], max);
             #[expect(clippy::float_cmp, reason = "exp(0) is exactly 1: the maximum has not moved")]
-            if keep != 1.0 {
-                state.out[r * padded..][..padded].iter_mut().for_each(|o| *o *= keep);
+            if keep != 1.0
+                && let Some(out) = state.out.get_mut(r * padded..(r + 1) * padded)
+            {
+                for o in out {
+                    *o *= keep;
+                }
             }
             state.max[r] = max;
         }
     }
 
-    /// `state.out += weights values` for a tile of `n` keys.
+    /// `state.out += weights values` for a tile of `n` keys and up to `MR` rows; how many rows were done.
     #[inline(always)]
-    fn accumulate<S: Simd, const MR: usize>(
+    fn accumulate<S: Simd, const MR: usize, const NV: usize>(
         &self,
         simd: S,
         first: usize,
@@ -269,22 +308,23 @@ impl Task<'_> {
         weights: &[f32],
         values: &[f32],
         out: &mut [f32],
-    ) {
+    ) -> usize {
         let padded = self.args.shape.head_dim.next_multiple_of(16);
         let count = MR.min(self.rows() - first);
         let a = row_slices::<MR>(weights, stride, first, count, n);
         let mut column = 0;
         while column < padded {
-            if padded - column >= 2 * S::F32_LANES {
-                let acc = strided_kernel::<S, MR, 2>(simd, a, values, padded, column);
-                add::<S, MR, 2>(simd, &acc, &mut out[first * padded + column..], padded, count);
-                column += 2 * S::F32_LANES;
+            if padded - column >= NV * S::F32_LANES {
+                let acc = strided_kernel::<S, MR, NV>(simd, a, values, padded, column);
+                add::<S, MR, NV>(simd, &acc, &mut out[first * padded + column..], padded, count);
+                column += NV * S::F32_LANES;
             } else {
                 let acc = strided_kernel::<S, MR, 1>(simd, a, values, padded, column);
                 add::<S, MR, 1>(simd, &acc, &mut out[first * padded + column..], padded, count);
                 column += S::F32_LANES;
             }
         }
+        MR
     }
 }
 
@@ -309,110 +349,37 @@ impl WithSimd for Task<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> State {
-        let d = self.args.shape.head_dim;
-        let padded = d.next_multiple_of(16);
-        let rows = self.rows();
-        let tile_len = if self.narrow { NARROW_TILE } else { WIDE_TILE };
-        let stride = tile_len + PAD;
-        let mut state = State {
-            max: vec![f32::NEG_INFINITY; rows],
-            sum: vec![0.0; rows],
-            out: vec![0.0; rows * padded],
-        };
-        let mut scratch = Scratch {
-            keys: vec![0.0; tile_len * d],
-            panels: vec![0.0; if self.narrow { 0 } else { tile_len * d }],
-            values: vec![0.0; tile_len * padded],
-            weights: vec![0.0; rows * stride],
-        };
-        let queries = match (self.narrow, S::F32_LANES >= 16) {
-            (true, _) => self.narrow_queries(),
-            (false, true) => self.wide_queries(14),
-            (false, false) => self.wide_queries(6),
-        };
-        let visible: Vec<Range<usize>> = (0..self.count).map(|i| self.args.visible(self.first + i)).collect();
-        let (Some(head), Some(tail)) = (visible.first(), visible.last()) else {
-            return state;
-        };
-        let end = self.keys.end.min(tail.end);
-        // Tiles start at multiples of their length, whatever the window, so that they do not straddle pages.
-        let mut start = self.keys.start.max(head.start) / tile_len * tile_len;
-        while start < end {
-            let tile = start..end.min(start + tile_len);
-            let n = tile.len();
-            self.gather_keys(tile.clone(), &mut scratch.keys);
-            if !self.narrow {
-                self.wide_scores(simd, n, stride, &queries, &mut scratch);
-            } else if S::F32_LANES == 16 {
-                self.narrow_scores::<S, 1>(simd, n, stride, &queries, &mut scratch);
-            } else if S::F32_LANES == 8 {
-                self.narrow_scores::<S, 2>(simd, n, stride, &queries, &mut scratch);
-            } else if S::F32_LANES == 4 {
-                self.narrow_scores::<S, 4>(simd, n, stride, &queries, &mut scratch);
-            } else {
-                self.narrow_scores::<S, 16>(simd, n, stride, &queries, &mut scratch);
-            }
-            self.update(simd, &tile, &visible, stride, &mut scratch.weights, &mut state);
-            let values = self.values(tile, padded, &mut scratch.values);
-            let mut first = 0;
-            while first < rows {
-                match rows - first {
-                    1..=4 => {
-                        self.accumulate::<S, 4>(simd, first, n, stride, &scratch.weights, values, &mut state.out);
-                        first += 4;
-                    }
-                    5..=8 => {
-                        self.accumulate::<S, 8>(simd, first, n, stride, &scratch.weights, values, &mut state.out);
-                        first += 8;
-                    }
-                    _ => {
-                        self.accumulate::<S, 14>(simd, first, n, stride, &scratch.weights, values, &mut state.out);
-                        first += 14;
-                    }
+        let padded = self.args.shape.head_dim.next_multiple_of(16);
+        let (rows, stride) = (self.rows(), self.stride());
+        let mut state = State::new(rows, padded);
+        let mut scratch = self.scratch(padded);
+        for &part in self.args.parts() {
+            let Some(pass) = self.pass(simd, part) else {
+                continue;
+            };
+            for start in pass.keys.clone().step_by(self.tile_len()) {
+                let tile = start..pass.keys.end.min(start + self.tile_len());
+                let n = tile.len();
+                self.tile_scores(simd, &pass, tile.clone(), &mut scratch);
+                self.update(simd, &tile, &pass.visible, stride, &mut scratch.weights, &mut state);
+                let values = self.values(tile, padded, &mut scratch.values);
+                let (weights, out) = (&scratch.weights, &mut state.out);
+                let mut first = 0;
+                while first < rows {
+                    first += match rows - first {
+                        1..=4 => self.accumulate::<S, 4, 2>(simd, first, n, stride, weights, values, out),
+                        5..=8 => self.accumulate::<S, 8, 2>(simd, first, n, stride, weights, values, out),
+                        // Few rows by many registers: more row pointers than this would not fit the general registers.
+                        _ if S::F32_LANES >= 16 => {
+                            self.accumulate::<S, 6, 4>(simd, first, n, stride, weights, values, out)
+                        }
+                        _ => self.accumulate::<S, 6, 2>(simd, first, n, stride, weights, values, out),
+                    };
                 }
             }
-            start += tile_len;
         }
         state
     }
-}
-
-/// Writes normalised rows of a state to the output segments `[group, D]` of its chunk rows.
-fn write(state: &State, shape: &AttentionShape, segments: &mut [&mut [f32]]) {
-    let padded = shape.head_dim.next_multiple_of(16);
-    let mut r = 0;
-    for segment in segments {
-        for head in segment.chunks_exact_mut(shape.head_dim) {
-            let inverse = 1.0 / state.sum[r];
-            for (o, value) in head.iter_mut().zip(&state.out[r * padded..]) {
-                *o = value * inverse;
-            }
-            r += 1;
-        }
-    }
-}
-
-/// Brings the states of all splits of one KV head together.
-fn merge(states: &[State], padded: usize) -> State {
-    let rows = states[0].max.len();
-    let mut total = State {
-        max: vec![f32::NEG_INFINITY; rows],
-        sum: vec![0.0; rows],
-        out: vec![0.0; rows * padded],
-    };
-    for r in 0..rows {
-        let max = states.iter().map(|s| s.max[r]).fold(f32::NEG_INFINITY, f32::max);
-        total.max[r] = max;
-        for state in states.iter().filter(|s| s.max[r] > f32::NEG_INFINITY) {
-            let factor = (state.max[r] - max).exp();
-            total.sum[r] += state.sum[r] * factor;
-            let out = &mut total.out[r * padded..][..padded];
-            for (o, value) in out.iter_mut().zip(&state.out[r * padded..]) {
-                *o += value * factor;
-            }
-        }
-    }
-    total
 }
 
 pub(super) fn attend(args: &Attend<'_, Cpu>, out: &mut [f32]) {
@@ -443,7 +410,7 @@ pub(super) fn attend(args: &Attend<'_, Cpu>, out: &mut [f32]) {
             by_head[at % shape.kv_heads].push(segment);
         }
         for (states, segments) in states.chunks(splits).zip(&mut by_head) {
-            write(&merge(states, padded), shape, segments);
+            State::merge(states, padded).write(shape, segments);
         }
         return;
     }
@@ -462,6 +429,6 @@ pub(super) fn attend(args: &Attend<'_, Cpu>, out: &mut [f32]) {
             keys: 0..keys,
             narrow: false,
         });
-        write(&state, shape, segments);
+        state.write(shape, segments);
     });
 }

@@ -4,6 +4,7 @@
 //! serve a prefill chunk (14 x 32 accumulators in AVX-512 registers) and a single decode row (a stream of panels, no
 //! horizontal sums), so nothing is packed per call and nothing is stored twice.
 
+use super::aligned::Aligned;
 use super::threads;
 use crate::kernels::RowSource;
 use pulp::{Arch, Simd, WithSimd};
@@ -25,7 +26,7 @@ const SLICE: usize = 256;
 
 /// A weight matrix `[rows (out), cols (in)]` in panels.
 pub struct Packed {
-    data: Vec<f32>,
+    data: Aligned,
     rows: usize,
     cols: usize,
 }
@@ -33,7 +34,7 @@ pub struct Packed {
 impl Packed {
     /// Packs the rows that `source` supplies, panels in parallel.
     pub fn new(rows: usize, cols: usize, source: &RowSource<'_>) -> Self {
-        let mut data = vec![0.0; rows.div_ceil(PANEL) * PANEL * cols];
+        let mut data = Aligned::zeros(rows.div_ceil(PANEL) * PANEL * cols);
         data.par_chunks_mut(PANEL * cols).enumerate().for_each_init(
             || vec![0.0; PANEL * cols],
             |lanes, (p, panel)| {
@@ -140,9 +141,9 @@ pub fn row_slices<const MR: usize>(x: &[f32], stride: usize, first: usize, rows:
 }
 
 /// Interleaves groups of `group` rows: `[rows, cols]` to `[ceil(rows / group), cols, group]`. Missing rows are zero.
-pub fn interleave(x: &[f32], cols: usize, group: usize, out: &mut Vec<f32>) {
+pub fn interleave(x: &[f32], cols: usize, group: usize, out: &mut Aligned) {
     let rows = x.len() / cols;
-    out.resize(rows.div_ceil(group) * group * cols, 0.0);
+    out.reset(rows.div_ceil(group) * group * cols);
     out.par_chunks_mut(group * cols)
         .zip(x.par_chunks(group * cols))
         .for_each(|(out, x)| {
@@ -160,7 +161,7 @@ pub fn interleave(x: &[f32], cols: usize, group: usize, out: &mut Vec<f32>) {
 
 thread_local! {
     /// Interleaved rows of the product in progress; kept, because a fresh one of this size costs page faults.
-    static INTERLEAVED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static INTERLEAVED: RefCell<Aligned> = RefCell::default();
 }
 
 /// How many lanes the dispatched instruction set has.
@@ -366,7 +367,7 @@ pub fn linear(x: &[f32], rows: usize, w: &Packed, bias: Option<&[f32]>, accumula
         x
     } else {
         interleave(x, w.cols, kernel_rows, &mut scratch);
-        scratch.as_slice()
+        &scratch
     };
     tiles.par_iter_mut().enumerate().for_each(|(t, out)| {
         let first_row = t / per_row_block * block_rows;

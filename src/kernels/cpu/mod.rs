@@ -1,15 +1,20 @@
 //! The fast CPU backend: rayon over tasks, SIMD chosen at run time (AVX-512, AVX2 with FMA, NEON, or none).
 
+mod aligned;
 mod attend;
 mod gemm;
+mod mass;
 mod math;
+mod narrow;
+mod rows;
 mod select;
+mod softmax;
 
 pub use gemm::Packed;
 
 use super::{
-    Attend, AttentionShape, Backend, PAGE_TOKENS, PageTable, QkvPart, RopeTable, RowSource, ScoreArgs, ScoreDtype,
-    Scores,
+    Attend, AttentionShape, Backend, PAGE_TOKENS, PageTable, Pages, QkvPart, RopeTable, RowSource, ScoreArgs,
+    ScoreDtype, Scores,
 };
 use pulp::Arch;
 use rayon::prelude::*;
@@ -184,6 +189,26 @@ impl Backend for Cpu {
         });
     }
 
+    fn rotate_queries_at(
+        &self,
+        qkv: &Vec<f32>,
+        rows: Range<usize>,
+        shape: &AttentionShape,
+        rope: &RopeTable,
+        positions: &[u32],
+        out: &mut Vec<f32>,
+    ) {
+        let d = shape.head_dim;
+        let width = shape.query_width();
+        for_rows(&mut out[..rows.len() * width], width, |i, out| {
+            let (cos, sin) = rope.row(positions[i] as usize);
+            let row = &qkv[(rows.start + i) * shape.qkv_width()..][..width];
+            for (head, out) in row.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
+                math::rotate(head, cos, sin, out);
+            }
+        });
+    }
+
     fn store_kv(
         &self,
         qkv: &Vec<f32>,
@@ -247,5 +272,33 @@ impl Backend for Cpu {
 
     fn attend(&self, args: &Attend<'_, Self>, out: &mut Vec<f32>) {
         attend::attend(args, out);
+    }
+
+    fn attention_mass(&self, args: &Attend<'_, Self>, mass: &mut Vec<f32>) {
+        mass::attention_mass(args, mass);
+    }
+
+    fn key_bounds(
+        &self,
+        keys: Pages<'_, Self>,
+        shape: &AttentionShape,
+        rope: &RopeTable,
+        tokens: Range<usize>,
+        group_tokens: usize,
+        out: &mut [Vec<f32>],
+    ) {
+        rows::key_bounds(keys, shape, rope, tokens, group_tokens, out);
+    }
+
+    fn mean_keys(
+        &self,
+        keys: Pages<'_, Self>,
+        shape: &AttentionShape,
+        members: &[u32],
+        count: usize,
+        row: usize,
+        out: &mut [Vec<f32>],
+    ) {
+        rows::mean_keys(keys, shape, members, count, row, out);
     }
 }

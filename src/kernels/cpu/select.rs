@@ -1,21 +1,17 @@
 //! Scores, votes and top-k.
 
-use super::gemm::{row_slices, strided_kernel};
+use super::aligned::Aligned;
 use super::math;
+use super::narrow::{self, QUERIES};
 use crate::kernels::{PAGE_TOKENS, SCORE_BLOCK, ScoreArgs, ScoreDtype, Scores, order_key, round_bf16};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Score rows computed together: one AVX-512 register of heads.
-const LANES: usize = 16;
-/// Keys of one micro kernel call.
-const KEYS: usize = 14;
-
-/// Up to [`LANES`] score rows that read one KV head, with their queries transposed to `[D, LANES]`.
+/// Up to [`QUERIES`] score rows that read one KV head, with their queries as a panel.
 struct RowGroup {
     kv: usize,
     rows: Vec<usize>,
-    queries: Vec<f32>,
+    queries: Aligned,
 }
 
 fn row_groups(args: &ScoreArgs<'_, super::Cpu>) -> Vec<RowGroup> {
@@ -26,17 +22,15 @@ fn row_groups(args: &ScoreArgs<'_, super::Cpu>) -> Vec<RowGroup> {
         let rows: Vec<usize> = (0..args.query_count * shape.query_heads)
             .filter(|row| args.head_map.kv_head(row % shape.query_heads, shape) == kv)
             .collect();
-        for rows in rows.chunks(LANES) {
-            let mut queries = vec![0.0; d * LANES];
-            for (lane, &row) in rows.iter().enumerate() {
-                for (k, &q) in args.queries[row * d..][..d].iter().enumerate() {
-                    queries[k * LANES + lane] = if args.dtype == ScoreDtype::Bf16 {
-                        round_bf16(q)
-                    } else {
-                        q
-                    };
+        for rows in rows.chunks(QUERIES) {
+            let queries = narrow::panels(rows.len(), d, |r, k| {
+                let q = args.queries[rows[r] * d + k];
+                if args.dtype == ScoreDtype::Bf16 {
+                    round_bf16(q)
+                } else {
+                    q
                 }
-            }
+            });
             groups.push(RowGroup {
                 kv,
                 rows: rows.to_vec(),
@@ -61,18 +55,6 @@ impl WithSimd for ScoreBlock<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match S::F32_LANES {
-            16 => self.run::<S, 1>(simd),
-            8 => self.run::<S, 2>(simd),
-            4 => self.run::<S, 4>(simd),
-            _ => self.run::<S, 16>(simd),
-        }
-    }
-}
-
-impl ScoreBlock<'_> {
-    #[inline(always)]
-    fn run<S: Simd, const NV: usize>(self, simd: S) {
         let d = self.args.shape.head_dim;
         let bf16 = self.args.dtype == ScoreDtype::Bf16;
         let mut rounded = Vec::new();
@@ -89,22 +71,17 @@ impl ScoreBlock<'_> {
                     rounded.extend(keys.iter().map(|&k| round_bf16(k)));
                     keys = &rounded;
                 }
-                for key in (0..run).step_by(KEYS) {
-                    let count = KEYS.min(run - key);
-                    let a = row_slices::<KEYS>(keys, d, key, count, d);
-                    let acc = strided_kernel::<S, KEYS, NV>(simd, a, &group.queries, LANES, 0);
-                    let mut tile = [[0.0; LANES]; KEYS];
-                    for (line, acc) in tile.iter_mut().zip(&acc) {
-                        S::as_mut_simd_f32s(line).0.copy_from_slice(acc);
-                    }
-                    for (lane, &row) in group.rows.iter().enumerate() {
-                        let target = &mut self.out[row * SCORE_BLOCK + t + key..][..count];
-                        for (value, line) in target.iter_mut().zip(&tile) {
-                            let score = line[lane] * self.args.scale;
+                let scale = self.args.scale;
+                let out = &mut *self.out;
+                narrow::scores(simd, keys, d, &group.queries, |first, count, tile| {
+                    for (&row, scores) in group.rows.iter().zip(tile) {
+                        let target = &mut out[row * SCORE_BLOCK + t + first..][..count];
+                        for (value, score) in target.iter_mut().zip(scores) {
+                            let score = score * scale;
                             *value = if bf16 { round_bf16(score) } else { score };
                         }
                     }
-                }
+                });
             }
             t += run;
         }

@@ -58,6 +58,8 @@ fn passkey() -> Suite {
 
 /// Arguments that all suites share.
 #[derive(Debug, Args)]
+// `--limit -1` is a wrong value, not an unknown flag `-1`.
+#[command(allow_negative_numbers = true)]
 pub struct AccuracyArgs {
     #[command(flatten)]
     model: ModelArgs,
