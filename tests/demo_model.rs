@@ -151,6 +151,61 @@ fn text_streams_where_the_home_cannot_be_written() {
 }
 
 #[test]
+fn text_streams_without_any_home() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let mut unset = story(Path::new(""));
+    unset.env_remove("HOME");
+    for mut command in [unset, story(Path::new(""))] {
+        let found = succeeds(command.env("TMPDIR", temporary.path()).current_dir(temporary.path()));
+        assert!(found.text().split_whitespace().count() > 20, "{found:?}");
+    }
+}
+
+#[test]
+fn it_is_in_the_package_and_measurements_are_not() {
+    let listed = succeeds(
+        Command::new(env!("CARGO"))
+            .args(["package", "--list", "--allow-dirty", "--offline"])
+            .current_dir(env!("CARGO_MANIFEST_DIR")),
+    );
+    let files: Vec<&str> = listed.text().lines().collect();
+    for name in ["model.safetensors", "tokenizer.json", "config.json", "README.md"] {
+        assert!(files.contains(&format!("models/demo/{name}").as_str()), "{name}");
+    }
+    assert!(!files.iter().any(|file| file.starts_with("results/")), "{files:?}");
+    let size = |file: &&str| std::fs::metadata(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).map_or(0, |m| m.len());
+    // A registry takes 10 MiB of compressed files, and weights hardly shrink.
+    let rest: u64 = files
+        .iter()
+        .filter(|file| **file != "models/demo/model.safetensors")
+        .map(size)
+        .sum();
+    assert!(rest < 4 << 20, "{rest} bytes beside the weights");
+}
+
+#[test]
+fn doctor_and_help_say_that_it_is_there() {
+    let home = tempfile::tempdir().expect("a folder");
+    let found = succeeds(at_home(home.path()).arg("doctor"));
+    assert!(found.text().contains("built in as `-m demo`"), "{found:?}");
+    for command in [
+        &["infer"][..],
+        &["tokenize"],
+        &["bench", "ruler"],
+        &["bench", "passkey"],
+        &["bench", "perplexity"],
+    ] {
+        let help = succeeds(at_home(home.path()).args(command).arg("--help"));
+        let words: Vec<&str> = help.text().split_whitespace().collect();
+        assert!(
+            words.join(" ").contains("[default: demo"),
+            "{command:?}: {}",
+            help.text()
+        );
+    }
+}
+
+#[test]
 fn every_command_takes_it_without_being_told() {
     let home = tempfile::tempdir().expect("a folder");
     let tokenized = succeeds(at_home(home.path()).args(["tokenize", "--text", "Once 42"]));
