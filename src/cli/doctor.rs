@@ -5,7 +5,7 @@ mod machine;
 use super::Context;
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
-use crate::hub::{DEMO, HubEnvironment, demo_folder, demo_sha256, is_laid_out};
+use crate::hub::{DEMO, HubEnvironment, demo_folder, demo_sha256, is_laid_out, temporary_demo_folder};
 use crate::kernels::Backend;
 use crate::kernels::cpu::{Cpu, simd_level};
 use crate::kernels::reference::Reference;
@@ -77,7 +77,10 @@ struct DemoModel {
 
 impl DemoModel {
     fn below(own_cache_dir: &Path) -> Self {
-        let folder = demo_folder(own_cache_dir);
+        let kept = demo_folder(own_cache_dir);
+        // As when the model is used: a relative folder is one that no home directory was found for.
+        let usable = own_cache_dir.is_absolute() && (is_laid_out(&kept) || CacheFolder::at(own_cache_dir).writable);
+        let folder = if usable { kept } else { temporary_demo_folder() };
         Self {
             sha256: demo_sha256(),
             laid_out: is_laid_out(&folder),

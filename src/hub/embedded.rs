@@ -45,6 +45,11 @@ pub fn demo_folder(own_cache_dir: &Path) -> PathBuf {
     own_cache_dir.join(format!("{DEMO}-{}", &demo_sha256()[..16]))
 }
 
+/// Where they go when the other folder cannot be written.
+pub fn temporary_demo_folder() -> PathBuf {
+    demo_folder(&std::env::temp_dir().join("tokselect"))
+}
+
 /// Whether all files are in `folder` as they should be.
 pub fn is_laid_out(folder: &Path) -> bool {
     FILES.iter().all(|(name, bytes)| holds(&folder.join(name), bytes))
@@ -63,7 +68,7 @@ pub(super) fn lay_out(own_cache_dir: &Path) -> Result<PathBuf> {
     } else {
         "no home directory is known".to_owned()
     };
-    let temporary = demo_folder(&std::env::temp_dir().join("tokselect"));
+    let temporary = temporary_demo_folder();
     tracing::debug!(
         "cannot write {}: {refused}; using {}",
         kept.display(),

@@ -56,7 +56,7 @@ use std::path::PathBuf;
 use crate::error::{Error, Result};
 
 pub use data::{DataFile, resolve_data, resolve_data_with};
-pub use embedded::{DEMO, demo_folder, demo_sha256, is_laid_out};
+pub use embedded::{DEMO, demo_folder, demo_sha256, is_laid_out, temporary_demo_folder};
 pub use environment::{HubEnvironment, cache_dir};
 use reference::Reference;
 
