@@ -474,6 +474,22 @@ Weighted cross entropy over the tokens that can be predicted; the mix of early s
 |---|---|---|
 {curve}
 
+## Made with
+
+The training text is made beside the training, from its seed; the weights also hang on how many steps fit into the minutes.
+
+```sh
+cargo build --release
+target/release/tokselect bench demo-corpus --export text --documents 30000
+python3 scripts/train_demo_tokenizer.py --documents text/documents.jsonl --out models/demo
+python3 scripts/train_demo_model.py --binary target/release/tokselect --tokenizer models/demo --data corpus --out out \\
+    --config {name} --minutes {args.minutes:g} --window {args.window} --seed {args.seed}
+cp out/{name}/* models/demo/
+python3 scripts/make_demo_fixture.py
+```
+
+`train.csv` has the loss every {args.log_every} steps, `evaluation.csv` all scores every {args.evaluate_every}.
+
 ## Use from Python
 
 `Qwen2ForCausalLM.from_pretrained("models/demo")` and `PreTrainedTokenizerFast.from_pretrained("models/demo")`. Not
@@ -483,9 +499,14 @@ Weighted cross entropy over the tokens that can be predicted; the mix of early s
 ## Limits
 
 - English in simple patterns only; it knows the categories of `datasets/knowledge` and one-line arithmetic, nothing else.
+- A vocabulary of {about['vocab_size']} ids: other languages and code are cut into bytes, and a text takes more tokens than with others.
 - Texts beyond {args.window} tokens are outside what dense attention was trained on.
 - It has seen the wording of RULER and InfiniteBench questions in training: its scores there say how a selection policy
   changes them, not how good a model of this size is.
+
+## Licence
+
+MIT or Apache-2.0, as the program; no text but what the program makes went into it.
 """
     (folder / "README.md").write_text(text)
 
