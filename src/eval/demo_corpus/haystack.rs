@@ -8,7 +8,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use std::sync::LazyLock;
 
-/// One line of RULER's noise; InfiniteBench repeats the same words.
+/// One line of RULER's noise; `InfiniteBench` repeats the same words.
 pub(super) static NOISE: LazyLock<String> = LazyLock::new(|| SENTENCES.join(" "));
 
 /// A sentence or a needle: stretches with their weights.

@@ -1,4 +1,4 @@
-//! Pass keys, number strings and JSON values: InfiniteBench's wording, and that of `bench passkey`.
+//! Pass keys, number strings and JSON values: `InfiniteBench`'s wording, and that of `bench passkey`.
 
 use super::chat::Form;
 use super::document::{Document, Weight, estimated_tokens};
@@ -10,7 +10,7 @@ use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-/// A pass key as `bench passkey` hides it or, like a number string, as InfiniteBench does.
+/// A pass key as `bench passkey` hides it or, like a number string, as `InfiniteBench` does.
 pub(super) fn passkey(kind: Kind, wish: Wish, rng: &mut ChaCha8Rng) -> Document {
     if kind == Kind::Passkey && !wish.torn && rng.random_bool(0.5) {
         return our_passkey(wish, rng);
@@ -95,7 +95,7 @@ fn our_passkey(wish: Wish, rng: &mut ChaCha8Rng) -> Document {
     document
 }
 
-/// InfiniteBench's key-value retrieval: a JSON object of uuids.
+/// `InfiniteBench`'s key-value retrieval: a JSON object of uuids.
 pub(super) fn key_value(wish: Wish, rng: &mut ChaCha8Rng) -> Document {
     const PAIR_TOKENS: usize = 82;
     const QUESTION_TOKENS: usize = 170;

@@ -168,7 +168,7 @@ mod tests {
         let mut names: Vec<String> = std::fs::read_dir(folder)
             .expect("the folder")
             .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
-            .filter(|name| name.ends_with(".json"))
+            .filter(|name| std::path::Path::new(name).extension().is_some_and(|end| end == "json"))
             .collect();
         names.sort();
         let included: Vec<String> = FILES.iter().map(|(name, _)| (*name).to_owned()).collect();

@@ -50,11 +50,11 @@ pub enum Kind {
     NiahMultiquery,
     /// RULER `vt`.
     VariableTracking,
-    /// InfiniteBench `passkey`.
+    /// `InfiniteBench`'s `passkey`.
     Passkey,
-    /// InfiniteBench `number_string`.
+    /// `InfiniteBench`'s `number_string`.
     NumberString,
-    /// InfiniteBench `kv_retrieval`.
+    /// `InfiniteBench`'s `kv_retrieval`.
     KeyValue,
     /// Stories, essays, facts.
     Prose,

@@ -166,7 +166,7 @@ pub fn evaluation(corpus: &Corpus, encoder: &Encoder, kind: Kind, tokens: usize,
 }
 
 fn fill_up(rows: &mut Rows, window: usize, encoder: &Encoder) {
-    while rows.tokens.ids.len() % window != 0 {
+    while !rows.tokens.ids.len().is_multiple_of(window) {
         rows.tokens.push(encoder.end_of_text, Weight::Unpredictable);
     }
 }
@@ -186,19 +186,16 @@ fn best_fit(documents: &[Encoded], window: usize) -> (Vec<Vec<usize>>, usize) {
             continue;
         }
         let room = by_room.range(need..).next().map(|(&room, _)| room);
-        let (room, row) = match room {
-            Some(room) => {
-                let list = by_room.get_mut(&room).expect("the room was found");
-                let row = list.pop().expect("no list is empty");
-                if list.is_empty() {
-                    by_room.remove(&room);
-                }
-                (room, row)
+        let (room, row) = if let Some(room) = room {
+            let list = by_room.get_mut(&room).expect("the room was found");
+            let row = list.pop().expect("no list is empty");
+            if list.is_empty() {
+                by_room.remove(&room);
             }
-            None => {
-                rows.push(Vec::new());
-                (window, rows.len() - 1)
-            }
+            (room, row)
+        } else {
+            rows.push(Vec::new());
+            (window, rows.len() - 1)
         };
         rows[row].push(index);
         by_room.entry(room - need).or_default().push(row);
