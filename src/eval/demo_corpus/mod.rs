@@ -11,11 +11,15 @@ mod arithmetic;
 mod chat;
 mod document;
 mod haystack;
+mod infinite_bench;
 mod lists;
+mod needle_stream;
+mod niah;
 pub mod pack;
 mod prose;
 mod repetition;
-mod retrieval;
+mod variable_tracking;
+mod wording;
 mod words;
 
 pub use arithmetic::{FINAL_ANSWER, HEADER, INSTRUCTION};
@@ -210,13 +214,13 @@ impl Corpus {
 fn make(kind: Kind, wish: Wish, rng: &mut ChaCha8Rng) -> Document {
     match kind {
         Kind::Repetition => repetition::repetition(wish, rng),
-        Kind::Needle => retrieval::needle_stream(wish, rng),
+        Kind::Needle => needle_stream::needle_stream(wish, rng),
         Kind::NiahSingle | Kind::NiahMultikey | Kind::NiahMultivalue | Kind::NiahMultiquery => {
-            retrieval::niah(kind, wish, rng)
+            niah::niah(kind, wish, rng)
         }
-        Kind::VariableTracking => retrieval::variable_tracking(wish, rng),
-        Kind::Passkey | Kind::NumberString => retrieval::passkey(kind, wish, rng),
-        Kind::KeyValue => retrieval::key_value(wish, rng),
+        Kind::VariableTracking => variable_tracking::variable_tracking(wish, rng),
+        Kind::Passkey | Kind::NumberString => infinite_bench::passkey(kind, wish, rng),
+        Kind::KeyValue => infinite_bench::key_value(wish, rng),
         Kind::Prose => prose::story(wish, rng),
         Kind::List => lists::list(wish, rng),
         Kind::Arithmetic => arithmetic::problem(wish, rng),
