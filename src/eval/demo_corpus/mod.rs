@@ -73,7 +73,7 @@ impl Kind {
         (Self::Needle, "needle", 14),
         (Self::NiahSingle, "niah-single", 10),
         (Self::NiahMultikey, "niah-multikey", 14),
-        (Self::NiahMultivalue, "niah-multivalue", 5),
+        (Self::NiahMultivalue, "niah-multivalue", 8),
         (Self::NiahMultiquery, "niah-multiquery", 5),
         (Self::VariableTracking, "variable-tracking", 10),
         (Self::Passkey, "passkey", 3),
