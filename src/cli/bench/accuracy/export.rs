@@ -1,6 +1,6 @@
 //! `--export DIR`: the examples as JSONL, for scripts that read the benchmark's own files.
 
-use super::plan::grid;
+use super::plan::{check_examples, grid};
 use super::{AccuracyArgs, CountBy, Suite};
 use crate::cli::Context;
 use crate::cli::loading;
@@ -26,7 +26,8 @@ pub(super) fn run(suite: Suite, args: &AccuracyArgs, folder: &Path, context: &Co
         }
     };
     // The files hold bare prompts, so nothing is taken off for a template.
-    let grid = grid(suite, &args.task, Vec::new(), Overhead::default())?;
+    let grid = grid(suite, &args.task, Vec::new(), Overhead::default());
+    check_examples(&grid, tokens.as_ref(), context)?;
     let total: usize = grid.cells.iter().map(|cell| cell.samples).sum();
     let bar = context.printer.progress(total as u64, "making examples");
     // Cells of one task and length lie together, so that one file is open at a time.
