@@ -18,8 +18,8 @@ fn bench(name: &str) -> Command {
 }
 
 fn write(folder: &TempDir, name: &str, lines: &[Value]) {
-    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-    std::fs::write(folder.path().join(name), text).expect("writable");
+    let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
+    std::fs::write(folder.path().join(name), lines.join("\n")).expect("writable");
 }
 
 /// A row of the official data of `InfiniteBench`, of any of its tasks.
@@ -385,6 +385,13 @@ fn malformed_data_is_one_error_with_file_and_line_before_anything_is_asked() {
                 .arg(&path)
                 .args(["--limit", "1", "--dry-run"]),
         );
+    }
+    // Rows are read by several threads, and of two faults the first is told.
+    std::fs::write(&path, format!("{good}\n{good}\n[3]\n{good}\n[5]\n")).expect("writable");
+    for _ in 0..5 {
+        let mut command = bench("infinite-bench");
+        command.env("RAYON_NUM_THREADS", "4").arg("--data").arg(&path);
+        refuses(&mut command, 2, &["passkey.jsonl` line 3"]);
     }
     for content in ["", "\n \n"] {
         std::fs::write(&path, content).expect("writable");

@@ -1,6 +1,7 @@
 //! `--export DIR`: the examples as JSONL, for scripts that read the benchmark's own files.
 
-use super::plan::{check_examples, grid};
+use super::examples::check_examples;
+use super::plan::grid;
 use super::{AccuracyArgs, CountBy, Suite};
 use crate::cli::Context;
 use crate::cli::loading;

@@ -3,6 +3,7 @@
 //! A suite brings its tasks and defaults as a [`Suite`]; everything else is shared.
 
 mod benchmark_data;
+mod examples;
 mod export;
 mod figures;
 mod infinite_bench;

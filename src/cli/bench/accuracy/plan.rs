@@ -1,12 +1,13 @@
 //! Arguments to a plan: which samples, which policies, how much memory; and what `--dry-run` shows of it.
 
+use super::examples::{JOIN_TOKENS, check_examples, longest};
 use super::{AccuracyArgs, Suite, TaskArgs, text_config};
 use crate::cli::Context;
 use crate::cli::bench::variants::Variants;
 use crate::cli::loading::{self, Language, Located};
 use crate::error::{Error, Result};
+use crate::eval::Task;
 use crate::eval::runner::{Cell, Grid, Overhead};
-use crate::eval::{CountTokens, Task};
 use crate::exit::Outcome;
 use crate::model::chat_template::ChatTemplate;
 use crate::model::decoder::SessionLimits;
@@ -17,9 +18,6 @@ use crate::model::weights::TensorSource;
 use crate::report::{Column, Format, Table};
 use crate::selection::PolicyConfig;
 use serde_json::{Map, Value, json};
-
-/// Room beyond the longest length: tokens of prompt and template may join differently than each by itself.
-const JOIN_TOKENS: usize = 16;
 
 /// Everything decided before weights are loaded.
 pub(super) struct Plan {
@@ -133,59 +131,6 @@ pub(super) fn plan(suite: impl FnOnce() -> Result<Suite>, args: &AccuracyArgs, c
         grid,
         max_context,
     })
-}
-
-/// Makes examples of the shortest length, so that a length without room is told before weights are loaded: one of every
-/// generated task, and all that are asked for of a loaded one, where any row may be malformed.
-pub(super) fn check_examples(grid: &Grid, tokens: &dyn CountTokens, context: &Context) -> Result<()> {
-    let shortest: Vec<(&Cell, usize)> = (0..grid.tasks.len())
-        .filter_map(|task| {
-            let cells = || grid.cells.iter().filter(move |cell| cell.task == task);
-            let shortest = cells().min_by_key(|cell| cell.length)?;
-            let loaded = grid.tasks[task].len().is_some();
-            let rows = cells().map(|cell| cell.samples).max().unwrap_or(0);
-            Some((shortest, if loaded { rows } else { 1 }))
-        })
-        .collect();
-    let total: usize = shortest.iter().map(|(_, samples)| samples).sum();
-    let bar = context.printer.progress(total as u64, "checking examples");
-    for (cell, samples) in shortest {
-        for index in 0..samples {
-            if context.interrupt.is_raised() {
-                return Err(Error::interrupted("interrupted before the first answer")
-                    .help("pass `--limit N` to ask less of every task"));
-            }
-            grid.tasks[cell.task].example(&grid.request(cell, index, tokens))?;
-            bar.advance(1);
-        }
-    }
-    Ok(())
-}
-
-/// Tokens that the longest question and its answer take.
-fn longest(grid: &Grid, encoder: &PromptEncoder<'_>, context: &Context) -> Result<usize> {
-    if let Some(length) = grid.cells.iter().filter_map(|cell| cell.length).max() {
-        return Ok(length + JOIN_TOKENS);
-    }
-    // Loaded examples are as long as they are; reading them all is little beside answering them.
-    let total: usize = grid.cells.iter().map(|cell| cell.samples).sum();
-    let bar = context.printer.progress(total as u64, "counting tokens");
-    let mut longest = 0;
-    for cell in &grid.cells {
-        let task = &grid.tasks[cell.task];
-        for index in 0..cell.samples {
-            if context.interrupt.is_raised() {
-                return Err(Error::interrupted("interrupted before the first answer")
-                    .help("pass `--max-context TOKENS` to start without counting first"));
-            }
-            let example = task.example(&grid.request(cell, index, encoder.tokenizer))?;
-            let tokens = encoder.question(&example.prompt, &example.answer_prefix, task.uses_chat_template())?;
-            let tokens = tokens.ids.len();
-            longest = longest.max(tokens + task.max_new_tokens());
-            bar.advance(1);
-        }
-    }
-    Ok(longest)
 }
 
 /// What the tasks are made of.
