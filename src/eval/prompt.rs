@@ -89,7 +89,7 @@ impl Frame {
                     "instruction and question take {} tokens, the answer {max_new_tokens}",
                     before + after
                 ))
-                .help("ask for a longer length, or for fewer answer tokens where there is a choice"),
+                .help("ask for a longer length, or leave the task out"),
         )
     }
 }
