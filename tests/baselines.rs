@@ -79,8 +79,8 @@ fn policies(n_init: usize, n_local: usize, top_k: usize) -> Vec<PolicyConfig> {
         PolicyConfig::Ntk { rope_factor: Some(2.5) },
         PolicyConfig::Yarn { rope_factor: Some(2.5) },
         PolicyConfig::SelfExtend(SelfExtendConfig {
-            group: 3,
-            window: n_local,
+            group: Some(3),
+            window: Some(n_local),
         }),
         PolicyConfig::InfLlm(InfLlmConfig {
             n_init,

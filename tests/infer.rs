@@ -387,7 +387,7 @@ fn every_policy_states_its_settings() {
     // What `auto` came to, for whoever reads the report.
     assert!(ntk["rope_factor"].as_f64().is_some_and(|factor| factor > 1.0), "{ntk}");
     let extended = run("self-extend", &["--self-extend-group", "5"]);
-    assert_eq!(extended, json!({"name": "self-extend", "group": 5, "window": 1024}));
+    assert_eq!(extended, json!({"name": "self-extend", "group": 5, "window": 128}));
     for (policy, own, value) in [
         (
             "inf-llm",

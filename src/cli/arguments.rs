@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
 /// Far beyond any text, and small enough that no size in bytes overflows.
-const MOST_TOKENS: u64 = 1 << 32;
+pub(super) const MOST_TOKENS: u64 = 1 << 32;
 
 /// Reads a number of tokens.
 pub(super) fn tokens() -> RangedU64ValueParser<usize> {

@@ -20,7 +20,9 @@ const NOISE: [&str; 5] = [
     "There and back again.",
 ];
 const QUESTION: &str = "What is the pass key?";
-const ANSWER_PREFIX: &str = "The pass key is";
+pub(crate) const ANSWER_PREFIX: &str = "The pass key is";
+/// Between question and answer prefix.
+pub(crate) const PROMPT_END: &str = "\n";
 
 const METRICS: &[Metric] = &[Metric {
     name: "exact_key",
@@ -32,7 +34,7 @@ const METRICS: &[Metric] = &[Metric {
 pub struct Passkey;
 
 impl Passkey {
-    fn prompt(key: &str, before: usize, after: usize) -> String {
+    pub(crate) fn prompt(key: &str, before: usize, after: usize) -> String {
         let noise = |sentences: usize| {
             NOISE
                 .iter()
@@ -51,7 +53,7 @@ impl Passkey {
     }
 
     fn tokens(tokens: &dyn CountTokens, prompt: &str) -> Result<usize> {
-        tokens.count(&[prompt, "\n", ANSWER_PREFIX].concat())
+        tokens.count(&[prompt, PROMPT_END, ANSWER_PREFIX].concat())
     }
 
     /// Sentences of noise so that prompt and answer prefix take at most `room` tokens, and as many as that allows.
@@ -127,7 +129,7 @@ impl Task for Passkey {
         let before = sentences_before(sentences, depth);
         Ok(Example {
             id: format!("{:04}", request.index),
-            prompt: Self::prompt(&key, before, sentences - before) + "\n",
+            prompt: Self::prompt(&key, before, sentences - before) + PROMPT_END,
             answer_prefix: ANSWER_PREFIX.to_owned(),
             answers: vec![key],
             options: Vec::new(),

@@ -281,6 +281,9 @@ impl PolicyConfig {
         {
             *rope_factor = Some(extension.factor(trained, max_context));
         }
+        if let Self::SelfExtend(config) = &mut self {
+            *config = config.for_context(trained, max_context);
+        }
         self
     }
 

@@ -11,35 +11,62 @@ use crate::error::{Error, Result};
 use crate::kernels::{AttentionShape, Backend, Positions};
 use crate::kv_cache::KvCache;
 
-/// The knobs of the method.
+/// The knobs of the method; `None` is chosen by [`SelfExtendConfig::for_context`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct SelfExtendConfig {
     /// Places that share one position.
-    pub group: usize,
+    pub group: Option<usize>,
     /// Distances below this are exact.
-    pub window: usize,
+    pub window: Option<usize>,
 }
 
 impl SelfExtendConfig {
     pub(super) fn validate(self) -> Result<()> {
-        if self.group == 0 {
-            return Err(Error::user("`--self-extend-group 0` divides by nothing").help("pass 1 or more, such as 8"));
+        if self.group == Some(0) {
+            return Err(Error::user("`--self-extend-group 0` divides by nothing")
+                .help("pass 1 or more, such as 8, or leave the flag out"));
         }
-        if self.window == 0 {
+        if self.window == Some(0) {
             return Err(
                 Error::user("`--self-extend-window 0`: a query must see at least itself exactly")
-                    .help("pass 1 or more, such as 1024"),
+                    .help("pass 1 or more, such as 1024, or leave the flag out"),
             );
         }
         Ok(())
     }
 
+    /// Chooses what is left open for a text of `tokens` tokens: a quarter of the trained window exact (1024 of 4096, as the
+    /// paper has it), and the smallest group that keeps the farthest key within two thirds of the trained window (the
+    /// authors' rule of thumb); a text within the trained window is not grouped.
+    #[must_use]
+    pub fn for_context(self, trained: usize, tokens: usize) -> Self {
+        let window = self.window.unwrap_or((trained / 4).max(1));
+        let group = self.group.unwrap_or_else(|| {
+            let room = (trained * 2 / 3).saturating_sub(window);
+            if tokens <= trained {
+                1
+            } else {
+                tokens.saturating_sub(window).div_ceil(room.max(1)).max(1)
+            }
+        });
+        Self {
+            group: Some(group),
+            window: Some(window),
+        }
+    }
+
+    /// Group and window; the paper's for a trained window of 4096 where they were left open.
+    fn grouping(self) -> (usize, usize) {
+        (self.group.unwrap_or(8), self.window.unwrap_or(1024))
+    }
+
     /// The largest distance at which a query of a text of `tokens` tokens sees a key.
     pub fn farthest(self, tokens: usize) -> usize {
-        if tokens <= self.window {
+        let (group, window) = self.grouping();
+        if tokens <= window {
             tokens.saturating_sub(1)
         } else {
-            (tokens - 1) / self.group + self.window - self.window / self.group
+            (tokens - 1) / group + window - window / group
         }
     }
 }
@@ -59,10 +86,8 @@ impl<B: Backend> SelectionPolicy<B> for SelfExtend {
         _cache: &KvCache<B>,
         out: &mut Selection,
     ) -> Result<()> {
-        out.positions = Positions::Grouped {
-            window: self.config.window,
-            group: self.config.group,
-        };
+        let (group, window) = self.config.grouping();
+        out.positions = Positions::Grouped { window, group };
         Ok(())
     }
 
@@ -82,7 +107,28 @@ mod tests {
     use crate::kernels::Part;
     use proptest::prelude::*;
 
+    const OPEN: SelfExtendConfig = SelfExtendConfig {
+        group: None,
+        window: None,
+    };
+
+    #[test]
+    fn a_text_within_the_trained_window_is_not_grouped() {
+        let chosen = OPEN.for_context(1024, 1024);
+        assert_eq!((chosen.group, chosen.window), (Some(1), Some(256)));
+        assert_eq!(chosen.farthest(1024), 1023);
+    }
+
     proptest! {
+        #[test]
+        fn what_is_left_open_keeps_the_farthest_key_within_two_thirds_of_the_window(
+            trained in 64usize..5000,
+            times in 1.01f64..100.0,
+        ) {
+            let tokens = (trained as f64 * times) as usize + 1;
+            prop_assert!(OPEN.for_context(trained, tokens).farthest(tokens) <= trained * 2 / 3 + 1);
+        }
+
         #[test]
         fn distances_are_exact_then_grow_and_end_at_the_farthest(
             group in 1usize..20,
@@ -104,7 +150,7 @@ mod tests {
                 prop_assert!(d >= last && d <= last + 2, "{} after {}", d, last);
                 last = d;
             }
-            prop_assert_eq!(last, SelfExtendConfig { group, window }.farthest(tokens));
+            prop_assert_eq!(last, SelfExtendConfig { group: Some(group), window: Some(window) }.farthest(tokens));
         }
     }
 }

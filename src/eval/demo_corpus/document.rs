@@ -52,6 +52,13 @@ impl Document {
         }
     }
 
+    /// Appends stretches.
+    pub(super) fn push_all(&mut self, item: &[(String, Weight)]) {
+        for (text, weight) in item {
+            self.push(text, *weight);
+        }
+    }
+
     /// Appends another document, stretch by stretch.
     pub fn append(&mut self, other: &Self) {
         for (text, weight) in other.stretches() {

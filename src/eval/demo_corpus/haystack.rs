@@ -2,12 +2,14 @@
 
 use super::document::{Document, Weight, estimated_tokens};
 use super::prose::Prose;
+use super::words::LISTS;
+use crate::eval::ruler::haystack::{NOISE as SENTENCES, sentence};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
+use std::sync::LazyLock;
 
-/// RULER's noise, one unit of it (`scripts/data/synthetic` of NVIDIA/RULER; InfiniteBench repeats the same words).
-pub(super) const NOISE: &str =
-    "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.";
+/// One line of RULER's noise; InfiniteBench repeats the same words.
+pub(super) static NOISE: LazyLock<String> = LazyLock::new(|| SENTENCES.join(" "));
 
 /// A sentence or a needle: stretches with their weights.
 pub(super) type Item = Vec<(String, Weight)>;
@@ -39,9 +41,16 @@ impl Filler {
     }
 }
 
+/// About how many tokens an item takes, with what separates it from the next.
+pub(super) fn item_tokens(item: &Item) -> usize {
+    item.iter().map(|(text, _)| estimated_tokens(text)).sum::<usize>() + 1
+}
+
 /// Filler of about `tokens` tokens.
 pub(super) fn filler(kind: Filler, tokens: usize, rng: &mut ChaCha8Rng) -> Vec<Item> {
     let mut prose = Prose::new(rng);
+    // Half of the essays are made as `bench ruler` makes its own.
+    let ruler = rng.random_bool(0.5);
     let mut items = Vec::new();
     let mut total = 0;
     while total < tokens {
@@ -51,12 +60,17 @@ pub(super) fn filler(kind: Filler, tokens: usize, rng: &mut ChaCha8Rng) -> Vec<I
             Filler::Mixed => rng.random_ratio(1, 4),
         };
         let item = if noise {
-            (NOISE.to_owned(), Weight::Wording)
+            (NOISE.clone(), Weight::Wording)
         } else {
-            (prose.sentence(rng), Weight::Language)
+            let text = if ruler {
+                sentence(&LISTS, rng)
+            } else {
+                prose.sentence(rng)
+            };
+            (text, Weight::Language)
         };
-        total += estimated_tokens(&item.0) + 1;
         items.push(vec![item]);
+        total += items.last().map_or(0, item_tokens);
     }
     items
 }
@@ -115,9 +129,7 @@ pub(super) fn write(items: &[Item], joiner: &str, document: &mut Document) {
         if index > 0 {
             document.push(joiner, Weight::Wording);
         }
-        for (text, weight) in item {
-            document.push(text, *weight);
-        }
+        document.push_all(item);
     }
 }
 

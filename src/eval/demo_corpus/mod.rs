@@ -11,11 +11,15 @@ mod arithmetic;
 mod chat;
 mod document;
 mod haystack;
+mod infinite_bench;
 mod lists;
+mod needle_stream;
+mod niah;
 pub mod pack;
 mod prose;
 mod repetition;
-mod retrieval;
+mod variable_tracking;
+mod wording;
 mod words;
 
 pub use arithmetic::{FINAL_ANSWER, HEADER, INSTRUCTION};
@@ -25,7 +29,6 @@ pub use lists::{CATEGORIES, Category, normalised};
 
 use crate::error::{Error, Result};
 use crate::random::stream_rng;
-use chat::Form;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -70,7 +73,7 @@ impl Kind {
         (Self::Needle, "needle", 14),
         (Self::NiahSingle, "niah-single", 10),
         (Self::NiahMultikey, "niah-multikey", 14),
-        (Self::NiahMultivalue, "niah-multivalue", 5),
+        (Self::NiahMultivalue, "niah-multivalue", 8),
         (Self::NiahMultiquery, "niah-multiquery", 5),
         (Self::VariableTracking, "variable-tracking", 10),
         (Self::Passkey, "passkey", 3),
@@ -211,41 +214,16 @@ impl Corpus {
 fn make(kind: Kind, wish: Wish, rng: &mut ChaCha8Rng) -> Document {
     match kind {
         Kind::Repetition => repetition::repetition(wish, rng),
-        Kind::Needle => retrieval::needle_stream(wish, rng),
+        Kind::Needle => needle_stream::needle_stream(wish, rng),
         Kind::NiahSingle | Kind::NiahMultikey | Kind::NiahMultivalue | Kind::NiahMultiquery => {
-            retrieval::niah(kind, wish, rng)
+            niah::niah(kind, wish, rng)
         }
-        Kind::VariableTracking => retrieval::variable_tracking(wish, rng),
-        Kind::Passkey | Kind::NumberString => retrieval::passkey(kind, wish, rng),
-        Kind::KeyValue => retrieval::key_value(wish, rng),
-        Kind::Prose => story(wish, rng),
+        Kind::VariableTracking => variable_tracking::variable_tracking(wish, rng),
+        Kind::Passkey | Kind::NumberString => infinite_bench::passkey(kind, wish, rng),
+        Kind::KeyValue => infinite_bench::key_value(wish, rng),
+        Kind::Prose => prose::story(wish, rng),
         Kind::List => lists::list(wish, rng),
         Kind::Arithmetic => arithmetic::problem(wish, rng),
         Kind::Drill => arithmetic::drill(wish, rng),
     }
-}
-
-/// Paragraphs of prose, now and then asked for in a conversation.
-fn story(wish: Wish, rng: &mut ChaCha8Rng) -> Document {
-    let mut document = Document::new(Kind::Prose);
-    let chat = rng.random_ratio(1, 8);
-    if chat {
-        Form::Chat.open(&mut document);
-        document.push("Please tell me something.", Weight::Wording);
-        Form::Chat.answer(&mut document);
-    }
-    let mut prose = prose::Prose::new(rng);
-    let mut tokens = 0;
-    let mut separator = "";
-    while tokens < wish.tokens {
-        let sentence = prose.sentence(rng);
-        tokens += estimated_tokens(&sentence);
-        document.push(separator, Weight::Language);
-        document.push(&sentence, Weight::Language);
-        separator = if prose.pauses(rng) { "\n\n" } else { " " };
-    }
-    if chat {
-        Form::Chat.close(&mut document);
-    }
-    document
 }

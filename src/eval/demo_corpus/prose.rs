@@ -1,6 +1,9 @@
 //! Stories and small essays from sentence patterns: simple English without end.
 
+use super::chat::Form;
+use super::document::{Document, Weight, estimated_tokens};
 use super::words::{LEXICON, word};
+use super::{Kind, Wish};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
@@ -117,6 +120,43 @@ impl Prose {
     }
 }
 
+/// Paragraphs of prose. Now and then a conversation asks for them, or begins the text that the answer goes on with.
+pub(super) fn story(wish: Wish, rng: &mut ChaCha8Rng) -> Document {
+    let mut prose = Prose::new(rng);
+    let mut document = Document::new(Kind::Prose);
+    let mut first = prose.sentence(rng);
+    let form = if rng.random_ratio(1, 4) {
+        Form::Chat
+    } else {
+        Form::Completion
+    };
+    form.open(&mut document);
+    if form.is_chat() {
+        let spaces: Vec<usize> = first.match_indices(' ').map(|(at, _)| at).collect();
+        match spaces.choose(rng) {
+            Some(&space) if rng.random_ratio(3, 4) => {
+                document.push(&first[..space], Weight::Language);
+                first.drain(..=space);
+            }
+            _ => document.push("Please tell me something.", Weight::Wording),
+        }
+    }
+    form.answer(&mut document);
+    let mut sentence = first;
+    let mut tokens = 0;
+    loop {
+        tokens += estimated_tokens(&sentence);
+        document.push(&sentence, Weight::Language);
+        if tokens >= wish.tokens {
+            break;
+        }
+        document.push(if prose.pauses(rng) { "\n\n" } else { " " }, Weight::Language);
+        sentence = prose.sentence(rng);
+    }
+    form.close(&mut document);
+    document
+}
+
 /// Every word of the lexicon, for repetitions of words.
 pub(super) fn any_word(rng: &mut ChaCha8Rng) -> &'static str {
     static ALL: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
@@ -143,6 +183,32 @@ mod tests {
             assert!(!text.contains(['{', '}']), "{text}");
             assert!(text.ends_with(['.', '"', '?']), "{text}");
         }
+    }
+
+    #[test]
+    fn a_conversation_s_answer_goes_on_with_the_text_of_the_question() {
+        let wish = Wish {
+            tokens: 60,
+            single_question: false,
+            torn: false,
+        };
+        let mut continued = 0;
+        for index in 0..200 {
+            let document = story(wish, &mut stream_rng(index, "test"));
+            let Some(chat) = document.text().strip_prefix("<|im_start|>user\n") else {
+                continue;
+            };
+            let (question, answer) = chat
+                .split_once("<|im_end|>\n<|im_start|>assistant\n")
+                .expect("an answer follows");
+            if question != "Please tell me something." {
+                continued += 1;
+                let text = format!("{question} {answer}");
+                let first = text.split_inclusive(['.', '?']).next().unwrap_or_default();
+                assert!(first.len() > question.len(), "{question} | {answer}");
+            }
+        }
+        assert!(continued > 10, "{continued}");
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Words, keys, numbers and uuids.
 
+pub(super) use crate::eval::ruler::words::uuid;
+
+use crate::eval::ruler::WordLists;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
@@ -21,11 +24,8 @@ pub(super) fn word(role: &str, rng: &mut ChaCha8Rng) -> &'static str {
     LEXICON[role].choose(rng).expect("no role is empty")
 }
 
-static ADJECTIVES: LazyLock<Vec<&'static str>> =
-    LazyLock::new(|| include_str!("../../../datasets/words/adjectives.txt").lines().collect());
-
-static NOUNS: LazyLock<Vec<&'static str>> =
-    LazyLock::new(|| include_str!("../../../datasets/words/nouns.txt").lines().collect());
+/// The word lists of RULER's keys and essays.
+pub(super) static LISTS: LazyLock<WordLists> = LazyLock::new(WordLists::embedded);
 
 /// A key as RULER makes it: adjective and noun joined by a hyphen. One in three has made-up words, so that looking keys
 /// up does not hang on a vocabulary.
@@ -33,9 +33,7 @@ pub(super) fn key(rng: &mut ChaCha8Rng) -> String {
     if rng.random_ratio(1, 3) {
         return format!("{}-{}", made_up_word(rng), made_up_word(rng));
     }
-    let adjective = ADJECTIVES.choose(rng).expect("the list has adjectives");
-    let noun = NOUNS.choose(rng).expect("the list has nouns");
-    format!("{adjective}-{noun}")
+    LISTS.pair(rng)
 }
 
 /// A word of two to four random syllables.
@@ -64,20 +62,6 @@ pub(super) fn number(digits: u32, rng: &mut ChaCha8Rng) -> String {
     rng.random_range(first..first * 10).to_string()
 }
 
-/// A version 4 uuid.
-pub(super) fn uuid(rng: &mut ChaCha8Rng) -> String {
-    let hex = format!("{:032x}", rng.random::<u128>());
-    let variant = ["8", "9", "a", "b"][rng.random_range(0..4)];
-    format!(
-        "{}-{}-4{}-{variant}{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[13..16],
-        &hex[17..20],
-        &hex[20..]
-    )
-}
-
 /// `count` values that differ from each other.
 pub(super) fn distinct(count: usize, mut make: impl FnMut() -> String) -> Vec<String> {
     let mut seen = std::collections::HashSet::with_capacity(count);
@@ -95,18 +79,6 @@ pub(super) fn distinct(count: usize, mut make: impl FnMut() -> String) -> Vec<St
 mod tests {
     use super::*;
     use crate::random::stream_rng;
-
-    #[test]
-    fn uuids_have_version_and_variant() {
-        let mut rng = stream_rng(0, "test");
-        for _ in 0..100 {
-            let uuid = uuid(&mut rng);
-            let groups: Vec<usize> = uuid.split('-').map(str::len).collect();
-            assert_eq!(groups, [8, 4, 4, 4, 12], "{uuid}");
-            assert_eq!(uuid.as_bytes()[14], b'4');
-            assert!(b"89ab".contains(&uuid.as_bytes()[19]));
-        }
-    }
 
     #[test]
     fn numbers_have_their_digits() {

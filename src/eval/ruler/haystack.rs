@@ -144,7 +144,7 @@ fn begins_lower(word: &str) -> bool {
 }
 
 /// One English sentence. Verbs stand after a modal or `to`, so that their base form is right.
-fn sentence(lists: &WordLists, rng: &mut ChaCha8Rng) -> String {
+pub(crate) fn sentence(lists: &WordLists, rng: &mut ChaCha8Rng) -> String {
     const MODALS: [&str; 8] = [
         "could", "would", "should", "might", "must", "did not", "had to", "used to",
     ];

@@ -32,13 +32,13 @@ pub(crate) mod haystack;
 mod knowledge;
 mod material;
 pub mod metrics;
-mod niah;
+pub(crate) mod niah;
 pub(crate) mod place;
 mod qa_data;
 mod question_answering;
 mod record;
 pub(crate) mod template;
-mod variable_tracking;
+pub(crate) mod variable_tracking;
 pub(crate) mod words;
 
 use std::sync::Arc;

@@ -41,7 +41,7 @@ pub enum NeedlePart {
 }
 
 impl NeedlePart {
-    fn plural(self) -> &'static str {
+    pub(crate) fn plural(self) -> &'static str {
         match self {
             Self::Words => "words",
             Self::Numbers => "numbers",
@@ -223,22 +223,10 @@ impl NiahSettings {
 
     /// Prompt and answer prefix, in the singular where one value is asked for.
     fn ask(&self, context: &str, query: &str) -> (String, String) {
-        let plural = self.type_needle_v.plural();
         let one = self.num_needle_q * self.num_needle_v == 1;
-        let kind = if one { &plural[..plural.len() - 1] } else { plural };
-        let values = [("type_needle_v", kind), ("context", context), ("query", query)];
-        let [prompt, answer_prefix] = [NIAH.prompt, NIAH.answer_prefix].map(|template| {
-            if one {
-                let template = template
-                    .replace("Some", "A")
-                    .replace("are all", "is")
-                    .replace("are", "is");
-                fill(&template, &values)
-            } else {
-                fill(template, &values)
-            }
-        });
-        (prompt, answer_prefix)
+        let values = [("context", context), ("query", query)];
+        let [prompt, answer_prefix] = wording(self.type_needle_v, one);
+        (fill(&prompt, &values), fill(&answer_prefix, &values))
     }
 
     pub(super) fn record(&self, material: &Material) -> serde_json::Value {
@@ -251,6 +239,23 @@ impl NiahSettings {
         }
         record
     }
+}
+
+/// Prompt and answer prefix for values of a kind, with `{context}` and `{query}` still open; in the singular for `one`.
+pub(crate) fn wording(values: NeedlePart, one: bool) -> [String; 2] {
+    let plural = values.plural();
+    let kind = if one { &plural[..plural.len() - 1] } else { plural };
+    [NIAH.prompt, NIAH.answer_prefix].map(|template| {
+        let template = fill(template, &[("type_needle_v", kind)]);
+        if one {
+            template
+                .replace("Some", "A")
+                .replace("are all", "is")
+                .replace("are", "is")
+        } else {
+            template
+        }
+    })
 }
 
 struct Needle {
@@ -287,7 +292,7 @@ fn depth_of(context: &str, needles: &[Needle]) -> Option<f64> {
 }
 
 /// `a`, `a, and b`, `a, b, and c`.
-fn list(items: &[&str]) -> String {
+pub(crate) fn list(items: &[&str]) -> String {
     match items.split_last() {
         Some((last, rest)) if !rest.is_empty() => format!("{}, and {last}", rest.join(", ")),
         Some((last, _)) => (*last).to_owned(),

@@ -1,16 +1,16 @@
 //! RULER's prompt templates and generation lengths (NVIDIA/RULER, `scripts/data/synthetic/constants.py`), to the letter.
 
 /// Prompt, beginning of the answer and tokens to generate of a kind of task.
-pub(super) struct Template {
+pub(crate) struct Template {
     pub prompt: &'static str,
     pub answer_prefix: &'static str,
     pub tokens_to_generate: usize,
 }
 
 /// What a needle says.
-pub(super) const NEEDLE: &str = "One of the special magic {type_needle_v} for {key} is: {value}.";
+pub(crate) const NEEDLE: &str = "One of the special magic {type_needle_v} for {key} is: {value}.";
 
-pub(super) const NIAH: Template = Template {
+pub(crate) const NIAH: Template = Template {
     prompt: "Some special magic {type_needle_v} are hidden within the following text. Make sure to memorize it. I will \
              quiz you about the {type_needle_v} afterwards.\n{context}\nWhat are all the special magic {type_needle_v} \
              for {query} mentioned in the provided text?",
@@ -18,7 +18,7 @@ pub(super) const NIAH: Template = Template {
     tokens_to_generate: 128,
 };
 
-pub(super) const VARIABLE_TRACKING: Template = Template {
+pub(crate) const VARIABLE_TRACKING: Template = Template {
     prompt: "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\n\
              Question: Find all variables that are assigned the value {query} in the text above.",
     answer_prefix: " Answer: According to the chain(s) of variable assignment in the text above, {num_v} variables are \

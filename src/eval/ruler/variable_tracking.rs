@@ -41,10 +41,12 @@ const EXAMPLE_STEP: usize = 5;
 /// Most hops of the worked example.
 const EXAMPLE_HOPS: usize = 10;
 
+/// What follows the worked example.
+pub(crate) const EXAMPLE_END: &str = "\n\n\n\n";
+
 struct Chain {
     variables: Vec<String>,
     value: String,
-    /// `VAR A = 1`, `VAR B = VAR A `, ...; the space at the end is RULER's.
     assignments: Vec<String>,
 }
 
@@ -93,7 +95,7 @@ impl VariableTrackingSettings {
                 break;
             }
             let answer = draft.answers.join(" ");
-            text = format!("{}{} {answer}\n\n\n\n", draft.prompt, draft.answer_prefix);
+            text = format!("{}{} {answer}{EXAMPLE_END}", draft.prompt, draft.answer_prefix);
         }
         Ok(text)
     }
@@ -111,10 +113,8 @@ impl VariableTrackingSettings {
                     .map(|_| fresh(seen, || letters(b'A', width, rng)))
                     .collect::<Result<Vec<String>>>()?;
                 let value = fresh(seen, || rng.random_range(10_000..99_999_u32).to_string())?;
-                let first = format!("VAR {} = {value}", variables[0]);
-                let rest = variables.windows(2).map(|v| format!("VAR {} = VAR {} ", v[1], v[0]));
                 Ok(Chain {
-                    assignments: std::iter::once(first).chain(rest).collect(),
+                    assignments: assignments(&variables, &value),
                     variables,
                     value,
                 })
@@ -124,15 +124,7 @@ impl VariableTrackingSettings {
 
     fn assemble(&self, before: &str, chains: &[Chain], lines: usize, filler: usize, mut rng: ChaCha8Rng) -> Draft {
         let longest = chains[0].assignments.len();
-        let mut pieces: Vec<String> = if lines > longest {
-            vec![format!("{}\n", NOISE.join(" ")); lines]
-        } else {
-            // Too few lines to scatter the chain over: sentences are the pieces then.
-            let ends = |i: usize| if (i + 1).is_multiple_of(NOISE.len()) { "\n" } else { "" };
-            (0..lines * NOISE.len())
-                .map(|i| format!("{}{}", NOISE[i % NOISE.len()], ends(i)))
-                .collect()
-        };
+        let mut pieces = noise_pieces(lines, longest);
         for chain in chains {
             let mut places = index::sample(&mut rng, pieces.len(), longest).into_vec();
             places.sort_unstable();
@@ -162,6 +154,25 @@ impl VariableTrackingSettings {
             depth: None,
         }
     }
+}
+
+/// `VAR A = 1`, `VAR B = VAR A `, ...; the space at the end is RULER's.
+pub(crate) fn assignments(variables: &[String], value: &str) -> Vec<String> {
+    let first = variables.iter().take(1).map(|first| format!("VAR {first} = {value}"));
+    let rest = variables.windows(2).map(|v| format!("VAR {} = VAR {} ", v[1], v[0]));
+    first.chain(rest).collect()
+}
+
+/// `lines` lines of noise, joined by spaces later, to scatter `longest` assignments between: whole lines, or their sentences
+/// where lines are too few.
+pub(crate) fn noise_pieces(lines: usize, longest: usize) -> Vec<String> {
+    if lines > longest {
+        return vec![format!("{}\n", NOISE.join(" ")); lines];
+    }
+    let end = |i: usize| if (i + 1).is_multiple_of(NOISE.len()) { "\n" } else { "" };
+    (0..lines * NOISE.len())
+        .map(|i| format!("{}{}", NOISE[i % NOISE.len()], end(i)))
+        .collect()
 }
 
 /// The fewest lines whose sentences a chain can be scattered over.

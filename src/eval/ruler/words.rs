@@ -95,7 +95,7 @@ impl WordLists {
     }
 
     /// Two words such as `brisk-lantern`.
-    pub(super) fn pair(&self, rng: &mut impl Rng) -> String {
+    pub(crate) fn pair(&self, rng: &mut impl Rng) -> String {
         format!("{}-{}", pick(&self.adjectives, rng), pick(&self.nouns, rng))
     }
 }
@@ -126,7 +126,7 @@ fn read_words(path: &Path) -> Result<Vec<String>> {
 }
 
 /// Seven digits, the first not 0.
-pub(super) fn number(rng: &mut impl Rng) -> String {
+pub(crate) fn number(rng: &mut impl Rng) -> String {
     rng.random_range(1_000_000..10_000_000_u32).to_string()
 }
 
@@ -147,7 +147,7 @@ pub(crate) fn uuid(rng: &mut impl Rng) -> String {
 }
 
 /// `length` letters of the 26 from `first` (`a` or `A`) on.
-pub(super) fn letters(first: u8, length: usize, rng: &mut impl Rng) -> String {
+pub(crate) fn letters(first: u8, length: usize, rng: &mut impl Rng) -> String {
     (0..length)
         .map(|_| char::from(first + rng.random_range(0..26_u8)))
         .collect()
