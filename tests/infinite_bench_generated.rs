@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::ruler::{Counter, check_length, counters};
+use common::ruler::{Counter, check_length, counters, demo_counter};
 use tokselect::eval::infinite_bench::{GENERATED, GenerateSettings, PromptSet, Subtask, generate};
 use tokselect::eval::{CountTokens, Example, Request, Task, WhitespaceTokens};
 
@@ -151,6 +151,28 @@ fn lengths_are_met_and_every_answer_follows_from_the_prompt() {
                 let example = task
                     .example(&request)
                     .unwrap_or_else(|e| panic!("{name}, {length}: {e}"));
+                check_length(&name, &*task, &example, &request);
+                check_solved(subtask, &*task, &example);
+            }
+        }
+    }
+}
+
+#[test]
+fn lengths_are_met_in_the_tokens_of_the_demo_model() {
+    let Counter { name, tokens } = demo_counter();
+    for length in [1024, 4096, 32_768] {
+        for subtask in GENERATED {
+            let settings = GenerateSettings {
+                math_calc_tokens: (length / 4).min(1024),
+                ..GenerateSettings::default()
+            };
+            let task = generate(subtask, settings).unwrap();
+            for index in 0..7 {
+                let request = request(&*tokens, index, length);
+                let example = task
+                    .example(&request)
+                    .unwrap_or_else(|e| panic!("{subtask}, {length}: {e}"));
                 check_length(&name, &*task, &example, &request);
                 check_solved(subtask, &*task, &example);
             }

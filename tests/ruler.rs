@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::ruler::{Counter, check_length, counters};
+use common::ruler::{Counter, check_length, counters, demo_counter};
 use common::ruler_solvers::solve;
 use tokselect::error::Result;
 use tokselect::eval::ruler::{Kind, NiahSettings, Settings, official_record, tasks};
@@ -69,6 +69,23 @@ fn lengths_are_met_within_one_percent() {
                 let example = task
                     .example(&request)
                     .unwrap_or_else(|e| panic!("{name}, {length}: {e}"));
+                check_length(&name, &*task, &example, &request);
+                check_solved(&*task, &example);
+            }
+        }
+    }
+}
+
+#[test]
+fn lengths_are_met_in_the_tokens_of_the_demo_model() {
+    let Counter { name, tokens } = demo_counter();
+    for length in [1024, 4096, 32_768] {
+        for task in all() {
+            for index in 0..3 {
+                let request = request(&*tokens, index, length);
+                let example = task
+                    .example(&request)
+                    .unwrap_or_else(|e| panic!("{}, {length}: {e}", task.name()));
                 check_length(&name, &*task, &example, &request);
                 check_solved(&*task, &example);
             }

@@ -158,14 +158,15 @@ fn kind(value: &Value) -> &'static str {
 }
 
 impl Record<'_> {
+    /// File and line, for messages.
+    pub fn place(&self) -> String {
+        format!("`{}` line {}", self.path.display(), self.number)
+    }
+
     /// An error about `key` of this line.
     pub fn fault(&self, key: &str, what: &str) -> Error {
-        Error::user(format!(
-            "`{}` line {}: `{key}` {what}",
-            self.path.display(),
-            self.number
-        ))
-        .help("the file must have the benchmark's own fields; see its data card")
+        Error::user(format!("{}: `{key}` {what}", self.place()))
+            .help("the file must have the benchmark's own fields; see its data card")
     }
 
     fn get(&self, key: &str) -> Result<&Value> {

@@ -89,7 +89,7 @@ impl Frame {
                     "instruction and question take {} tokens, the answer {max_new_tokens}",
                     before + after
                 ))
-                .help("ask for a longer length"),
+                .help("ask for a longer length, or leave the task out"),
         )
     }
 }

@@ -19,6 +19,32 @@ pub struct DataFile {
     pub source: SourceRecord,
 }
 
+/// What a place holds of the files that were asked for.
+#[derive(Debug)]
+pub struct FoundData {
+    /// One per file asked for; `None` where the place does not have it.
+    pub files: Vec<Option<DataFile>>,
+    /// The names of those that it does not have.
+    lacking: Vec<String>,
+    /// The place in words.
+    place: String,
+    /// What a data set of the hub holds instead.
+    held: Vec<String>,
+}
+
+impl FoundData {
+    /// The refusal of a place that lacks something: one error that names every file.
+    pub fn lacks(&self) -> Error {
+        let error = Error::user(format!("{} has no {}", self.place, self.lacking.join(", ")))
+            .help("name the file itself, or a directory or a hub data set that holds it under that name");
+        if self.held.is_empty() {
+            error
+        } else {
+            error.note(format!("it holds {}", self.held.join(", ")))
+        }
+    }
+}
+
 /// Finds, and if need be downloads, the first of `names` that `reference` holds.
 ///
 /// `reference` is a file (taken as it is, whatever its name), a directory, or a data set `Org/Name[@REVISION]`. A data
@@ -34,93 +60,160 @@ pub fn resolve_data_with(
     names: &[&str],
     options: &HubOptions,
 ) -> Result<DataFile> {
+    let names = names.iter().map(|&name| name.to_owned()).collect();
+    let mut found = find_data_with(environment, reference, &[names], options)?;
+    found.files.pop().flatten().ok_or_else(|| found.lacks())
+}
+
+/// As [`resolve_data`] for several files of one place, each under the first of its names; what the place does not have
+/// is no error here.
+pub fn find_data(reference: &str, wanted: &[Vec<String>], options: &HubOptions) -> Result<FoundData> {
+    find_data_with(&HubEnvironment::from_env(), reference, wanted, options)
+}
+
+/// [`find_data`] with the environment given instead of read from the process.
+pub fn find_data_with(
+    environment: &HubEnvironment,
+    reference: &str,
+    wanted: &[Vec<String>],
+    options: &HubOptions,
+) -> Result<FoundData> {
     match parse_data(reference, options.revision.as_deref())? {
-        Reference::File(path) => Ok(DataFile {
-            source: SourceRecord::File { path: path.clone() },
-            path,
-        }),
-        Reference::Directory(path) => match present(&path, names) {
-            Some(found) => Ok(DataFile {
-                path: found,
-                source: SourceRecord::Directory { path },
-            }),
-            None => Err(missing(&format!("`{}`", path.display()), names)),
-        },
+        Reference::File(path) => {
+            if wanted.len() != 1 {
+                let asked: Vec<String> = wanted.iter().map(|names| label(names, wanted)).collect();
+                return Err(Error::user(format!(
+                    "`{}` is one file, and {} are asked for",
+                    path.display(),
+                    wanted.len()
+                ))
+                .note(format!("asked for {}", asked.join(", ")))
+                .help("name its task alone with `--tasks`, or a directory that holds them all"));
+            }
+            let file = DataFile {
+                source: SourceRecord::File { path: path.clone() },
+                path,
+            };
+            Ok(FoundData {
+                files: vec![Some(file)],
+                lacking: Vec::new(),
+                place: String::new(),
+                held: Vec::new(),
+            })
+        }
+        Reference::Directory(path) => {
+            let file = |names: &Vec<String>| {
+                present(&path, names).map(|found| DataFile {
+                    path: found,
+                    source: SourceRecord::Directory { path: path.clone() },
+                })
+            };
+            let files: Vec<Option<DataFile>> = wanted.iter().map(file).collect();
+            Ok(FoundData {
+                lacking: lacking(wanted, &files),
+                files,
+                place: format!("`{}`", path.display()),
+                held: Vec::new(),
+            })
+        }
         Reference::Hub(repository) => {
             let offline = environment.offline || options.offline;
-            let (path, commit) = from_hub(environment, &repository, names, offline, options.progress)?;
-            Ok(DataFile {
-                path,
-                source: SourceRecord::Hub {
-                    repository: repository.id,
-                    revision: repository.revision,
-                    commit,
-                },
-            })
+            from_hub(environment, &repository, wanted, offline, options.progress)
         }
     }
 }
 
-fn present(folder: &Path, names: &[&str]) -> Option<PathBuf> {
+fn lacking(wanted: &[Vec<String>], files: &[Option<DataFile>]) -> Vec<String> {
+    let pairs = wanted.iter().zip(files).filter(|(_, file)| file.is_none());
+    pairs.map(|(names, _)| label(names, wanted)).collect()
+}
+
+fn present(folder: &Path, names: &[String]) -> Option<PathBuf> {
     names.iter().map(|name| folder.join(name)).find(|path| path.is_file())
 }
 
-fn quoted(names: &[&str]) -> String {
+fn quoted(names: &[String]) -> String {
     let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
     quoted.join(" or ")
 }
 
-fn missing(place: &str, names: &[&str]) -> Error {
-    Error::user(format!("{place} has no {}", quoted(names)))
-        .help("name the file itself, or a directory or a hub data set that holds it under that name")
+/// A file in a message: with its alternatives if it is the only one, else by its first name, as lists are long enough.
+fn label(names: &[String], wanted: &[Vec<String>]) -> String {
+    quoted(if wanted.len() == 1 {
+        names
+    } else {
+        &names[..names.len().min(1)]
+    })
 }
 
-/// The file in the cache and the commit it belongs to.
+/// The files in the cache, with the commit they belong to; what is not there is downloaded.
 fn from_hub(
     environment: &HubEnvironment,
     repository: &Repository,
-    names: &[&str],
+    wanted: &[Vec<String>],
     offline: bool,
     progress: bool,
-) -> Result<(PathBuf, String)> {
+) -> Result<FoundData> {
     let Repository { id, revision, .. } = repository;
     let cache = RepositoryCache::new(&environment.cache_dir, repository);
-    if let Some(commit) = cache.commit()
-        && let Some(path) = present(&cache.snapshot(&commit), names)
-    {
-        return Ok((path, commit));
+    let file = |path: PathBuf, commit: &str| DataFile {
+        path,
+        source: SourceRecord::Hub {
+            repository: id.clone(),
+            revision: revision.clone(),
+            commit: commit.to_owned(),
+        },
+    };
+    let cached = cache.commit();
+    let in_cache = |names: &Vec<String>| {
+        let commit = cached.as_deref()?;
+        Some(file(present(&cache.snapshot(commit), names)?, commit))
+    };
+    let mut files: Vec<Option<DataFile>> = wanted.iter().map(in_cache).collect();
+    let found = |files: Vec<Option<DataFile>>, held: Vec<String>| FoundData {
+        lacking: lacking(wanted, &files),
+        files,
+        place: format!("the hub data set `{id}` (revision `{revision}`)"),
+        held,
+    };
+    let uncached = lacking(wanted, &files);
+    if uncached.is_empty() {
+        return Ok(found(files, Vec::new()));
     }
     if offline {
         return Err(Error::environment(format!(
             "offline, but {} of the data set `{id}` (revision `{revision}`) is not in the cache",
-            quoted(names)
+            uncached.join(", ")
         ))
         .note(format!("cache: `{}`", environment.cache_dir.display()))
         .help("run once without `--offline` and `HF_HUB_OFFLINE`, or set `HF_HUB_CACHE` to the cache that has it"));
     }
     let client = Client::new(environment, repository)?;
     // The commit that other files of the data set came from, so that one benchmark is not mixed from two versions.
-    let listing = client.list(cache.commit().as_deref().unwrap_or(revision))?;
-    let Some(name) = names.iter().find(|name| listing.contains(name)) else {
-        let mut held = listing.names();
-        held.sort();
-        held.truncate(20);
-        return Err(
-            missing(&format!("the hub data set `{id}` (revision `{revision}`)"), names)
-                .note(format!("it holds {}", held.join(", "))),
-        );
-    };
+    let listing = client.list(cached.as_deref().unwrap_or(revision))?;
     let downloader = Downloader {
         client: &client,
         cache: &cache,
         commit: &listing.commit,
         bar: progress_bar(progress),
     };
-    let fetched = client
-        .describe(&listing, name)
-        .and_then(|file| downloader.fetch_all(&[file]));
+    for (slot, names) in files.iter_mut().zip(wanted).filter(|(slot, _)| slot.is_none()) {
+        let Some(name) = names.iter().find(|name| listing.contains(name)) else {
+            continue;
+        };
+        let fetched = client
+            .describe(&listing, name)
+            .and_then(|file| downloader.fetch_all(&[file]));
+        if let Err(error) = fetched {
+            downloader.bar.finish_and_clear();
+            return Err(error);
+        }
+        cache.set_commit(&listing.commit)?;
+        *slot = Some(file(cache.snapshot(&listing.commit).join(name), &listing.commit));
+    }
     downloader.bar.finish_and_clear();
-    fetched?;
-    cache.set_commit(&listing.commit)?;
-    Ok((cache.snapshot(&listing.commit).join(name), listing.commit))
+    let mut held = listing.names();
+    held.sort();
+    held.truncate(20);
+    Ok(found(files, held))
 }

@@ -17,7 +17,7 @@
 //! other, so both ways end in the same survey and the same [`ModelFiles`].
 //!
 //! Data of a benchmark is named the same way ([`resolve_data`]): a file, a directory, or a data set of the hub, of which
-//! only the one file that is wanted is downloaded.
+//! only the files that are wanted are downloaded.
 //!
 //! The cache is the standard one of the Hugging Face libraries (`models--Org--Name/{blobs,refs,snapshots,.no_exist}`):
 //! what Python has downloaded is found here, and the other way round. It is asked first; a revision that is complete
@@ -55,7 +55,7 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
-pub use data::{DataFile, resolve_data, resolve_data_with};
+pub use data::{DataFile, FoundData, find_data, find_data_with, resolve_data, resolve_data_with};
 pub use embedded::{DEMO, demo_folder, demo_sha256, is_laid_out, temporary_demo_folder};
 pub use environment::{HubEnvironment, cache_dir};
 use reference::Reference;

@@ -60,6 +60,19 @@ pub fn counters() -> Vec<Counter> {
     counters
 }
 
+/// The tokens of the built-in model, which need no development data.
+pub fn demo_counter() -> Counter {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let files = TokenizerFiles {
+        tokenizer: &folder.join("tokenizer.json"),
+        tokenizer_config: Some(&folder.join("tokenizer_config.json")),
+    };
+    Counter {
+        name: "demo model".to_owned(),
+        tokens: Box::new(Tokens(Tokenizer::load(files).unwrap())),
+    }
+}
+
 /// Writes the text of a gzip file into `dir`.
 pub fn unpack(packed: &Path, dir: &Path, name: &str) -> PathBuf {
     let path = dir.join(name);

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use mock::{Behaviour, COMMIT, MockHub, OLD_COMMIT, sha256};
 use tempfile::TempDir;
 use tokselect::error::Error;
-use tokselect::hub::{HubEnvironment, HubOptions, ModelFiles, Need, SourceRecord, resolve_data_with, resolve_with};
+use tokselect::hub::{
+    HubEnvironment, HubOptions, ModelFiles, Need, SourceRecord, find_data_with, resolve_data_with, resolve_with,
+};
 
 const WEIGHTS: &[u8] = &[7; 300_000];
 const CONFIG: (&str, &[u8]) = ("config.json", b"{\"model_type\": \"qwen2\"}");
@@ -463,6 +465,43 @@ fn one_file_of_a_data_set_is_downloaded_once_and_then_found_offline() {
         error.to_string().contains("it holds kv_retrieval.jsonl, passkey.jsonl"),
         "{error}"
     );
+}
+
+#[test]
+fn several_files_of_a_data_set_are_found_with_one_listing_and_what_is_absent_is_named() {
+    let world = world(Behaviour::with(&[
+        ("trec.jsonl", b"{\"id\": 0}\n"),
+        ("data/lcc.jsonl", b"{\"id\": 1}\n"),
+    ]));
+    let offline = HubOptions {
+        offline: true,
+        ..options()
+    };
+    let wanted: Vec<Vec<String>> = ["trec", "lcc", "qasper", "musique"]
+        .iter()
+        .map(|name| vec![format!("{name}.jsonl"), format!("data/{name}.jsonl")])
+        .collect();
+    let get =
+        |wanted: &[Vec<String>], options: &HubOptions| find_data_with(&world.environment, "Org/Name", wanted, options);
+    let error = get(&wanted, &offline).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    for name in ["trec", "lcc", "qasper", "musique"] {
+        assert!(error.message().contains(&format!("`{name}.jsonl`")), "{error}");
+    }
+    let found = get(&wanted, &options()).unwrap();
+    let there: Vec<bool> = found.files.iter().map(Option::is_some).collect();
+    assert_eq!(there, [true, true, false, false]);
+    let lacks = found.lacks().to_string();
+    for part in [
+        "has no `qasper.jsonl`, `musique.jsonl`",
+        "it holds data/lcc.jsonl, trec.jsonl",
+    ] {
+        assert!(lacks.contains(part), "{lacks}");
+    }
+    let listings = world.hub.requests().iter().filter(|r| r.path.contains("/api/")).count();
+    assert_eq!(listings, 1, "{:?}", world.hub.requests());
+    let again = get(&wanted[..2], &offline).unwrap();
+    assert_eq!(again.files, found.files[..2]);
 }
 
 #[test]

@@ -29,6 +29,10 @@ enum BenchCommand {
     Passkey(Box<accuracy::AccuracyArgs>),
     /// The thirteen RULER tasks at any length (arXiv 2404.06654)
     Ruler(Box<accuracy::RulerArgs>),
+    /// `InfiniteBench`: six tasks generated at any length, or all twelve from its data (arXiv 2402.13718)
+    InfiniteBench(Box<accuracy::InfiniteBenchArgs>),
+    /// The sixteen English tasks of `LongBench`, from its data (arXiv 2308.14508)
+    LongBench(Box<accuracy::LongBenchArgs>),
     /// Perplexity of a long text under several policies, and their distance from dense on it
     Perplexity(Box<perplexity::PerplexityArgs>),
 }
@@ -39,6 +43,8 @@ pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<Outcome> {
         BenchCommand::DemoCorpus(args) => demo_corpus::run(args, context),
         BenchCommand::Passkey(args) => accuracy::run_passkey(args, context),
         BenchCommand::Ruler(args) => accuracy::run_ruler(args, context),
+        BenchCommand::InfiniteBench(args) => accuracy::run_infinite_bench(args, context),
+        BenchCommand::LongBench(args) => accuracy::run_long_bench(args, context),
         BenchCommand::Perplexity(args) => perplexity::run(args, context),
     }
 }

@@ -23,6 +23,7 @@ static NUMBER: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(The \w+ number)"
 pub struct InfiniteBench {
     subtask: Subtask,
     prompts: PromptSet,
+    math_calc_tokens: Option<usize>,
     lines: JsonLines,
     source: SourceRecord,
 }
@@ -30,8 +31,9 @@ pub struct InfiniteBench {
 /// Loads `subtask` from `data`: its file, a directory with it, or a data set of the hub such as
 /// `xinrongzhang2022/InfiniteBench`.
 pub fn load(data: &str, subtask: Subtask, prompts: PromptSet, options: &HubOptions) -> Result<InfiniteBench> {
-    let name = format!("{subtask}.jsonl");
-    InfiniteBench::open(resolve_data(data, &[&name], options)?, subtask, prompts)
+    let names = subtask.data_files();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    InfiniteBench::open(resolve_data(data, &names, options)?, subtask, prompts)
 }
 
 impl InfiniteBench {
@@ -40,9 +42,19 @@ impl InfiniteBench {
         Ok(Self {
             subtask,
             prompts,
+            math_calc_tokens: None,
             lines: JsonLines::open(&file.path)?,
             source: file.source,
         })
+    }
+
+    /// The same with another answer length for Math.Calc: the prompt sets' is 30000 and more.
+    #[must_use]
+    pub fn with_math_calc_tokens(self, tokens: Option<usize>) -> Self {
+        Self {
+            math_calc_tokens: tokens,
+            ..self
+        }
     }
 
     /// Where the data came from.
@@ -152,7 +164,10 @@ impl Task for InfiniteBench {
     }
 
     fn max_new_tokens(&self) -> usize {
-        self.prompts.max_new_tokens(self.subtask)
+        match (self.subtask, self.math_calc_tokens) {
+            (Subtask::MathCalc, Some(tokens)) => tokens,
+            _ => self.prompts.max_new_tokens(self.subtask),
+        }
     }
 
     fn metrics(&self) -> &'static [Metric] {
@@ -182,9 +197,12 @@ impl Task for InfiniteBench {
         let options = record.optional_texts("options")?;
         let answers = self.answers(&record, &options)?;
         let frame = self.frame(&record, &options)?;
+        let prompt = frame
+            .fitted(context, request.length, self.max_new_tokens(), request.tokens)
+            .map_err(|error| error.note(record.place()))?;
         Ok(Example {
             id: format!("{:04}", request.index),
-            prompt: frame.fitted(context, request.length, self.max_new_tokens(), request.tokens)?,
+            prompt,
             answer_prefix: String::new(),
             answers,
             options,

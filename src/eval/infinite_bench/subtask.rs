@@ -68,6 +68,11 @@ impl Subtask {
         }
     }
 
+    /// What the data file may be called in a directory or data set.
+    pub fn data_files(self) -> Vec<String> {
+        vec![format!("{self}.jsonl")]
+    }
+
     /// Name in papers' tables, such as `R.PK`.
     pub fn short_name(self) -> &'static str {
         match self {

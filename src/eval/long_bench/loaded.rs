@@ -24,6 +24,9 @@ pub enum PromptSet {
 }
 
 impl PromptSet {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Official, Self::TokenSelect];
+
     /// Name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
@@ -50,15 +53,15 @@ impl FromStr for PromptSet {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        [Self::Official, Self::TokenSelect]
-            .into_iter()
-            .find(|set| set.name() == name)
-            .ok_or_else(|| {
-                Error::user(format!("`{name}` is no prompt set of LongBench"))
-                    .help("pass one of official, token-select")
-            })
+        Self::ALL.into_iter().find(|set| set.name() == name).ok_or_else(|| {
+            Error::user(format!("`{name}` is no prompt set of LongBench"))
+                .help(format!("pass one of {}", Self::ALL.map(Self::name).join(", ")))
+        })
     }
 }
+
+/// What to know when a file is not found.
+pub(crate) const PACKED: &str = "LongBench's own repository holds its files in `data.zip`; unpack it first";
 
 /// A task with the examples of its data file: objects with `input`, `context`, `answers` and `all_classes`.
 #[derive(Debug)]
@@ -72,9 +75,9 @@ pub struct LongBench {
 /// Loads `subtask` from `data`: its file, a directory with it (or with `data/`, as the archive unpacks), or a data set of
 /// the hub that holds it unpacked.
 pub fn load(data: &str, subtask: Subtask, prompts: PromptSet, options: &HubOptions) -> Result<LongBench> {
-    let (bare, inside) = (format!("{subtask}.jsonl"), format!("data/{subtask}.jsonl"));
-    let file = resolve_data(data, &[&bare, &inside], options)
-        .map_err(|error| error.note("LongBench's own repository holds its files in `data.zip`; unpack it first"))?;
+    let names = subtask.data_files();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let file = resolve_data(data, &names, options).map_err(|error| error.note(PACKED))?;
     LongBench::open(file, subtask, prompts)
 }
 
@@ -152,9 +155,12 @@ impl Task for LongBench {
         }
         let frame = frame(&template, &[("input", input)])?;
         let context = record.text("context")?;
+        let prompt = frame
+            .fitted(context, request.length, self.max_new_tokens(), request.tokens)
+            .map_err(|error| error.note(record.place()))?;
         Ok(Example {
             id: format!("{:04}", request.index),
-            prompt: frame.fitted(context, request.length, self.max_new_tokens(), request.tokens)?,
+            prompt,
             answer_prefix: String::new(),
             answers,
             options,
@@ -215,7 +221,7 @@ mod tests {
     fn both_template_sets_take_every_example() {
         let line = r#"{"input": "i", "context": "c c c", "answers": ["Paragraph 3"], "all_classes": ["Paragraph 3"]}"#;
         for subtask in Subtask::ALL {
-            for set in [PromptSet::Official, PromptSet::TokenSelect] {
+            for set in PromptSet::ALL {
                 let (_folder, task) = task(subtask, set, line);
                 let example = task.example(&request(0, None)).unwrap();
                 assert_eq!(example.prompt.contains("\n\n"), set.template(subtask).contains("\n\n"));

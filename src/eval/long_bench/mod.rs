@@ -7,5 +7,6 @@ mod loaded;
 mod prompts;
 mod subtask;
 
+pub(crate) use loaded::PACKED;
 pub use loaded::{LongBench, PromptSet, load};
 pub use subtask::Subtask;

@@ -100,6 +100,11 @@ impl Subtask {
         }
     }
 
+    /// What the data file may be called in a directory or data set: by itself, or in `data/` as the archive unpacks.
+    pub fn data_files(self) -> Vec<String> {
+        vec![format!("{self}.jsonl"), format!("data/{self}.jsonl")]
+    }
+
     /// Tokens that an answer may take (dataset2maxlen.json).
     pub fn max_new_tokens(self) -> usize {
         match self {

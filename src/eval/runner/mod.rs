@@ -61,7 +61,7 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// Tasks x lengths x depths, `samples` each where the task has that many, `limit` in all.
+    /// Tasks x lengths x depths, `samples` each where the task has that many, `limit` of each task.
     pub fn cells(
         tasks: &[Box<dyn Task>],
         lengths: &[Option<usize>],
@@ -69,9 +69,9 @@ impl Grid {
         samples: usize,
         limit: Option<usize>,
     ) -> Vec<Cell> {
-        let mut left = limit.unwrap_or(usize::MAX);
         let mut cells = Vec::new();
         for (task, asked) in tasks.iter().enumerate() {
+            let mut left = limit.unwrap_or(usize::MAX);
             for &length in lengths {
                 for &depth in depths {
                     let samples = samples.min(asked.len().unwrap_or(usize::MAX)).min(left);

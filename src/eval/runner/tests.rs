@@ -213,11 +213,11 @@ fn depths_become_a_heat_map_and_lengths_lines() {
 }
 
 #[test]
-fn a_limit_counts_samples_of_all_tasks_and_lengths() {
+fn a_limit_counts_samples_of_each_task_over_all_lengths() {
     let limited = grid(vec![Box::new(Count), Box::new(Passkey)], &[None], 4, Some(6));
     let samples: Vec<usize> = limited.cells.iter().map(|cell| cell.samples).collect();
-    assert_eq!(samples, [4, 2]);
-    assert_eq!(limited.samples(), 12);
+    assert_eq!(samples, [4, 2, 4, 2]);
+    assert_eq!(limited.samples(), 24);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `--export DIR`: the examples as JSONL, for scripts that read the benchmark's own files.
 
+use super::examples::check_examples;
 use super::plan::grid;
 use super::{AccuracyArgs, CountBy, Suite};
 use crate::cli::Context;
@@ -26,7 +27,8 @@ pub(super) fn run(suite: Suite, args: &AccuracyArgs, folder: &Path, context: &Co
         }
     };
     // The files hold bare prompts, so nothing is taken off for a template.
-    let grid = grid(suite, &args.task, Vec::new(), Overhead::default())?;
+    let grid = grid(suite, &args.task, Vec::new(), Overhead::default());
+    check_examples(&grid, tokens.as_ref(), context)?;
     let total: usize = grid.cells.iter().map(|cell| cell.samples).sum();
     let bar = context.printer.progress(total as u64, "making examples");
     // Cells of one task and length lie together, so that one file is open at a time.

@@ -2,11 +2,17 @@
 //!
 //! A suite brings its tasks and defaults as a [`Suite`]; everything else is shared.
 
+mod benchmark_data;
+mod examples;
 mod export;
 mod figures;
+mod infinite_bench;
+mod long_bench;
 mod plan;
 mod ruler;
 
+pub(super) use infinite_bench::{InfiniteBenchArgs, run as run_infinite_bench};
+pub(super) use long_bench::{LongBenchArgs, run as run_long_bench};
 pub(super) use ruler::{RulerArgs, run as run_ruler};
 
 use super::variants::VariantArgs;
@@ -14,7 +20,7 @@ use super::{interruption, parse_length, positive};
 use crate::cli::Context;
 use crate::cli::arguments::{ModelArgs, OutputArgs};
 use crate::cli::loading;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::Task;
 use crate::eval::passkey::Passkey;
 use crate::eval::runner::{self, ModelAnswerer, Records, Statistics, Watch};
@@ -35,25 +41,53 @@ use std::path::PathBuf;
 struct Suite {
     /// Name of the command in reports, such as `bench passkey`.
     command: &'static str,
-    /// All its tasks.
+    /// Those of its tasks that are asked for.
     tasks: Vec<Box<dyn Task>>,
     /// Lengths in tokens; empty for loaded examples, which are asked as they are.
     lengths: Vec<usize>,
-    /// Samples per task, length and depth.
+    /// Samples per task, length and depth; a loaded task has no more than its data.
     samples: usize,
     /// Depths; empty where the seed decides.
     depths: Vec<f64>,
+    /// Whether the one length is the stated context, to which loaded examples are cut.
+    cut_to_context: bool,
 }
 
 /// The suite of `bench passkey`.
-fn passkey() -> Suite {
-    Suite {
+fn passkey(args: &TaskArgs) -> Result<Suite> {
+    Ok(Suite {
         command: "bench passkey",
-        tasks: vec![Box::new(Passkey)],
+        tasks: chosen_tasks(vec![Box::new(Passkey)], &args.tasks)?,
         lengths: vec![4096, 8192, 16384],
         samples: 5,
         depths: vec![0.0, 0.25, 0.5, 0.75, 1.0],
+        cut_to_context: false,
+    })
+}
+
+/// Places in `known` of the tasks named on the command line, in the suite's order; a name that the suite does not know is
+/// refused.
+fn chosen(known: &[&str], names: &[String]) -> Result<Vec<usize>> {
+    if let Some(name) = names
+        .iter()
+        .find(|name| *name != "all" && !known.contains(&name.as_str()))
+    {
+        return Err(Error::user(format!("`--tasks {name}` is no task of this suite"))
+            .help(format!("pass all, or some of: {}", known.join(", "))));
     }
+    let asked = |task: &str| names.iter().any(|name| name == "all" || name == task);
+    Ok((0..known.len()).filter(|&at| asked(known[at])).collect())
+}
+
+/// [`chosen`] of tasks that are there.
+fn chosen_tasks(tasks: Vec<Box<dyn Task>>, names: &[String]) -> Result<Vec<Box<dyn Task>>> {
+    let known: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
+    let chosen = chosen(&known, names)?;
+    let tasks = tasks.into_iter().enumerate();
+    Ok(tasks
+        .filter(|(at, _)| chosen.contains(at))
+        .map(|(_, task)| task)
+        .collect())
 }
 
 /// Arguments that all suites share.
@@ -92,7 +126,7 @@ struct TaskArgs {
     /// Samples of every task, length and depth [default: the suite's own]
     #[arg(long, value_name = "N", value_parser = positive)]
     samples: Option<usize>,
-    /// Ask no more than the first N samples of each policy in all
+    /// Ask no more than the first N samples of each task under each policy
     #[arg(long, value_name = "N", value_parser = positive)]
     limit: Option<usize>,
     /// Where the needle lies, from 0 (start) to 1 (end), for heat maps [default: the suite's own]
@@ -104,7 +138,7 @@ struct TaskArgs {
     /// Chat template: auto (the model's own, if any), none, or a Jinja file
     #[arg(long, default_value = "auto", value_name = "auto|none|FILE")]
     chat_template: ChatTemplateChoice,
-    /// Write the examples to this directory as JSONL in the benchmark's own field names, and run no model
+    /// Write the examples to this directory as JSONL in RULER's field names, and run no model
     #[arg(long, value_name = "DIR", conflicts_with_all = ["output", "format", "dry_run"])]
     export: Option<PathBuf>,
     /// With --export: what lengths are measured in
@@ -120,12 +154,13 @@ fn parse_depth(text: &str) -> std::result::Result<f64, String> {
 }
 
 pub(super) fn run_passkey(args: &AccuracyArgs, context: &Context) -> Result<Outcome> {
-    run(passkey(), args, context)
+    run(|| passkey(&args.task), args, context)
 }
 
-fn run(suite: Suite, args: &AccuracyArgs, context: &Context) -> Result<Outcome> {
+/// Runs the suite that `suite` makes, which is done after the flags are checked: it may take a download.
+fn run(suite: impl FnOnce() -> Result<Suite>, args: &AccuracyArgs, context: &Context) -> Result<Outcome> {
     if let Some(folder) = &args.task.export {
-        return export::run(suite, args, folder, context);
+        return export::run(suite()?, args, folder, context);
     }
     let plan = plan::plan(suite, args, context)?;
     if args.output.dry_run {

@@ -1,5 +1,6 @@
 //! Arguments to a plan: which samples, which policies, how much memory; and what `--dry-run` shows of it.
 
+use super::examples::{JOIN_TOKENS, check_examples, longest};
 use super::{AccuracyArgs, Suite, TaskArgs, text_config};
 use crate::cli::Context;
 use crate::cli::bench::variants::Variants;
@@ -18,9 +19,6 @@ use crate::report::{Column, Format, Table};
 use crate::selection::PolicyConfig;
 use serde_json::{Map, Value, json};
 
-/// Room beyond the longest length: tokens of prompt and template may join differently than each by itself.
-const JOIN_TOKENS: usize = 16;
-
 /// Everything decided before weights are loaded.
 pub(super) struct Plan {
     pub command: &'static str,
@@ -34,25 +32,6 @@ pub(super) struct Plan {
     pub max_context: usize,
     /// Of the variant that needs most; one session is alive at a time.
     pub memory: MemoryPlan,
-}
-
-/// Refuses names that the suite does not know.
-fn check_names(tasks: &[Box<dyn Task>], names: &[String]) -> Result<()> {
-    let known: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
-    match names
-        .iter()
-        .find(|name| *name != "all" && !known.contains(&name.as_str()))
-    {
-        None => Ok(()),
-        Some(name) => Err(Error::user(format!("`--tasks {name}` is no task of this suite"))
-            .help(format!("pass all, or some of: {}", known.join(", ")))),
-    }
-}
-
-/// The tasks named on the command line, in the suite's order.
-fn chosen_tasks(tasks: Vec<Box<dyn Task>>, names: &[String]) -> Vec<Box<dyn Task>> {
-    let chosen = |task: &dyn Task| names.iter().any(|name| name == "all" || name == task.name());
-    tasks.into_iter().filter(|task| chosen(task.as_ref())).collect()
 }
 
 /// All of a list that may be empty, as options: `None` alone where it is.
@@ -73,30 +52,27 @@ fn distinct<T: Copy + PartialEq>(values: &[T], order: impl Fn(&T, &T) -> std::cm
 }
 
 /// The samples that `args` ask for.
-pub(super) fn grid(suite: Suite, args: &TaskArgs, variants: Vec<String>, overhead_tokens: Overhead) -> Result<Grid> {
-    check_names(&suite.tasks, &args.tasks)?;
-    let tasks = chosen_tasks(suite.tasks, &args.tasks);
+pub(super) fn grid(suite: Suite, args: &TaskArgs, variants: Vec<String>, overhead_tokens: Overhead) -> Grid {
     let lengths = distinct(args.lengths.as_deref().unwrap_or(&suite.lengths), usize::cmp);
     let depths = distinct(args.depths.as_deref().unwrap_or(&suite.depths), f64::total_cmp);
     let samples = args.samples.unwrap_or(suite.samples);
-    Ok(Grid {
-        cells: Grid::cells(&tasks, &or_none(lengths), &or_none(depths), samples, args.limit),
-        tasks,
+    Grid {
+        cells: Grid::cells(&suite.tasks, &or_none(lengths), &or_none(depths), samples, args.limit),
+        tasks: suite.tasks,
         variants,
         seed: args.seed,
         overhead_tokens,
-    })
+    }
 }
 
-pub(super) fn plan(suite: Suite, args: &AccuracyArgs, context: &Context) -> Result<Plan> {
+pub(super) fn plan(suite: impl FnOnce() -> Result<Suite>, args: &AccuracyArgs, context: &Context) -> Result<Plan> {
     let variants = args.variants.variants(args.model.max_context)?;
     if !variants.unread.is_empty() {
         context
             .printer
             .warning(&format!("no policy of this run reads {}", variants.unread.join(", ")));
     }
-    // Before files are looked for: a slip of the keyboard should not cost a download.
-    check_names(&suite.tasks, &args.task.tasks)?;
+    let suite = suite()?;
     let located = loading::locate(&args.model, true, context)?;
     let Language {
         tokenizer,
@@ -109,14 +85,17 @@ pub(super) fn plan(suite: Suite, args: &AccuracyArgs, context: &Context) -> Resu
         template: template.as_ref(),
     };
     let command = suite.command;
+    let cut_to_context = suite.cut_to_context;
     let overhead = Overhead {
         templated: encoder.overhead_tokens(true)?,
         plain: encoder.overhead_tokens(false)?,
     };
     let variant_names = variants.all.iter().map(|variant| variant.name.clone()).collect();
-    let grid = grid(suite, &args.task, variant_names, overhead)?;
-    check_lengths(&grid, &tokenizer)?;
+    let grid = grid(suite, &args.task, variant_names, overhead);
+    check_examples(&grid, &tokenizer, context)?;
     let max_context = match args.model.max_context {
+        // What is cut to it may join with the template to a few tokens more.
+        Some(stated) if cut_to_context => stated + JOIN_TOKENS,
         Some(stated) => stated,
         None => longest(&grid, &encoder, context)?,
     };
@@ -152,43 +131,6 @@ pub(super) fn plan(suite: Suite, args: &AccuracyArgs, context: &Context) -> Resu
         grid,
         max_context,
     })
-}
-
-/// Makes the shortest example of every task, so that a length without room is told before weights are loaded.
-fn check_lengths(grid: &Grid, tokenizer: &Tokenizer) -> Result<()> {
-    for task in 0..grid.tasks.len() {
-        let cells = grid.cells.iter().filter(|cell| cell.task == task);
-        if let Some(shortest) = cells.min_by_key(|cell| cell.length) {
-            grid.tasks[task].example(&grid.request(shortest, 0, tokenizer))?;
-        }
-    }
-    Ok(())
-}
-
-/// Tokens that the longest question and its answer take.
-fn longest(grid: &Grid, encoder: &PromptEncoder<'_>, context: &Context) -> Result<usize> {
-    if let Some(length) = grid.cells.iter().filter_map(|cell| cell.length).max() {
-        return Ok(length + JOIN_TOKENS);
-    }
-    // Loaded examples are as long as they are; reading them all is little beside answering them.
-    let total: usize = grid.cells.iter().map(|cell| cell.samples).sum();
-    let bar = context.printer.progress(total as u64, "counting tokens");
-    let mut longest = 0;
-    for cell in &grid.cells {
-        let task = &grid.tasks[cell.task];
-        for index in 0..cell.samples {
-            if context.interrupt.is_raised() {
-                return Err(Error::interrupted("interrupted before the first answer")
-                    .help("pass `--max-context TOKENS` to start without counting first"));
-            }
-            let example = task.example(&grid.request(cell, index, encoder.tokenizer))?;
-            let tokens = encoder.question(&example.prompt, &example.answer_prefix, task.uses_chat_template())?;
-            let tokens = tokens.ids.len();
-            longest = longest.max(tokens + task.max_new_tokens());
-            bar.advance(1);
-        }
-    }
-    Ok(longest)
 }
 
 /// What the tasks are made of.

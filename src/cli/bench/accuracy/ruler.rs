@@ -1,6 +1,6 @@
 //! `tokselect bench ruler`.
 
-use super::{AccuracyArgs, Suite, run as run_suite};
+use super::{AccuracyArgs, Suite, chosen_tasks, run as run_suite};
 use crate::cli::Context;
 use crate::error::Result;
 use crate::eval::ruler::{MaterialFiles, Settings, WordFiles, tasks};
@@ -52,15 +52,19 @@ pub(in crate::cli::bench) fn run(args: &RulerArgs, context: &Context) -> Result<
         squad: material.squad.clone(),
         hotpot_qa: material.hotpot_qa.clone(),
     };
-    let suite = Suite {
-        command: "bench ruler",
-        tasks: tasks(&Settings {
+    let suite = || {
+        let tasks = tasks(&Settings {
             files,
             ..Settings::default()
-        })?,
-        lengths: vec![4096, 8192, 16384, 32768],
-        samples: 20,
-        depths: Vec::new(),
+        })?;
+        Ok(Suite {
+            command: "bench ruler",
+            tasks: chosen_tasks(tasks, &args.accuracy.task.tasks)?,
+            lengths: vec![4096, 8192, 16384, 32768],
+            samples: 20,
+            depths: Vec::new(),
+            cut_to_context: false,
+        })
     };
     run_suite(suite, &args.accuracy, context)
 }
