@@ -51,6 +51,7 @@ CONFIGS = {
     "base": Config(256, 6, 4, 2, 64, 640),
     "deep": Config(256, 8, 4, 2, 64, 384),
     "heads": Config(256, 6, 8, 4, 32, 640),
+    "slim": Config(192, 5, 4, 2, 64, 512),
     "small": Config(192, 5, 3, 1, 64, 512),
     "tiny": Config(64, 2, 4, 2, 16, 128),
 }

@@ -75,7 +75,7 @@ impl Kind {
         (Self::NiahMultikey, "niah-multikey", 14),
         (Self::NiahMultivalue, "niah-multivalue", 8),
         (Self::NiahMultiquery, "niah-multiquery", 5),
-        (Self::VariableTracking, "variable-tracking", 10),
+        (Self::VariableTracking, "variable-tracking", 12),
         (Self::Passkey, "passkey", 3),
         (Self::NumberString, "number-string", 3),
         (Self::KeyValue, "key-value", 6),
@@ -194,7 +194,7 @@ impl Corpus {
         let wish = Wish {
             tokens: tokens as usize,
             single_question: false,
-            torn: rng.random_ratio(1, 4),
+            torn: rng.random_ratio(1, 3),
         };
         make(kind, wish, &mut rng)
     }

@@ -44,7 +44,7 @@ pub(super) fn variable_tracking(wish: Wish, rng: &mut ChaCha8Rng) -> Document {
             letters: 3,
             hops,
             tokens,
-            torn: false,
+            torn: wish.torn,
         };
         // Its double space is the benchmark's: the answer prefix ends in one, and another is put before the answer.
         chain(&mut document, Form::Completion, &example, " ", rng);
