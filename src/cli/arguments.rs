@@ -1,13 +1,14 @@
 //! Groups of arguments that commands share, spelled the same everywhere.
 
 use super::baseline_arguments::BaselineArgs;
+use super::or_auto::{self, OrAuto};
 use crate::error::{Error, Result};
 use crate::hub::DEMO;
 use crate::kernels::{HeadMap, Positions, ScoreDtype};
 use crate::model::memory_plan::parse_bytes;
 use crate::printer::PrinterOptions;
 use crate::report::Format;
-use crate::selection::{CacheThreshold, ChunkQuery, PolicyConfig, ScoreScale, TokenSelectConfig, Vote};
+use crate::selection::{Budget, CacheThreshold, ChunkQuery, PolicyConfig, ScoreScale, TokenSelectConfig, Vote};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -257,18 +258,19 @@ pub struct PolicyArgs {
     /// Set the published code's exact behaviour; other flags still override it
     #[arg(long)]
     pub paper: bool,
-    /// First tokens always kept [default: 128]
-    #[arg(long, value_name = "TOKENS", value_parser = tokens())]
-    pub n_init: Option<usize>,
-    /// Most recent tokens always kept [default: 512]
-    #[arg(long, value_name = "TOKENS", value_parser = tokens())]
-    pub n_local: Option<usize>,
-    /// Tokens chosen in between [default: 2048]
-    #[arg(long, value_name = "TOKENS", value_parser = tokens())]
-    pub top_k: Option<usize>,
-    /// Prompt tokens per forward pass
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = tokens())]
-    pub prefill_chunk: usize,
+    /// First tokens always kept; auto is 128, halved together with n-local, top-k and prefill-chunk until the four fit the
+    /// trained window [default: auto]
+    #[arg(long, value_name = "TOKENS|auto", value_parser = or_auto::tokens)]
+    n_init: Option<OrAuto<usize>>,
+    /// Most recent tokens always kept; auto is 512, halved as n-init is [default: auto]
+    #[arg(long, value_name = "TOKENS|auto", value_parser = or_auto::tokens)]
+    n_local: Option<OrAuto<usize>>,
+    /// Tokens chosen in between; auto is 2048, halved as n-init is [default: auto]
+    #[arg(long, value_name = "TOKENS|auto", value_parser = or_auto::tokens)]
+    top_k: Option<OrAuto<usize>>,
+    /// Prompt tokens per forward pass; auto is 512, halved as n-init is [default: auto]
+    #[arg(long, value_name = "TOKENS|auto", value_parser = or_auto::tokens)]
+    prefill_chunk: Option<OrAuto<usize>>,
     /// Reuse a selection in decode at this cosine or above, or off [default: 0.9]
     #[arg(long, value_name = "COSINE|off", value_parser = parse_threshold, allow_hyphen_values = true)]
     cache_threshold: Option<CacheThreshold>,
@@ -307,14 +309,26 @@ pub struct PolicyArgs {
 }
 
 impl PolicyArgs {
-    /// The policy that the flags describe.
-    pub fn policy(&self) -> Result<PolicyConfig> {
-        self.named(self.policy)
+    /// The policy that the flags describe, for a model of this trained window; `None`: with the published sizes.
+    pub fn policy(&self, trained: Option<usize>) -> Result<PolicyConfig> {
+        self.named(self.policy, trained)
+    }
+
+    /// Prompt tokens per forward pass, for a model of this trained window.
+    pub fn prefill_chunk(&self, trained: Option<usize>) -> usize {
+        or_auto::stated(self.prefill_chunk).unwrap_or(self.budget(trained).prefill_chunk)
+    }
+
+    fn budget(&self, trained: Option<usize>) -> Budget {
+        match trained {
+            Some(trained) if !self.paper => Budget::for_window(trained),
+            _ => Budget::PUBLISHED,
+        }
     }
 
     /// The policy `name` with the settings that the flags describe.
-    pub fn named(&self, name: PolicyName) -> Result<PolicyConfig> {
-        if self.prefill_chunk == 0 {
+    pub fn named(&self, name: PolicyName, trained: Option<usize>) -> Result<PolicyConfig> {
+        if self.prefill_chunk(trained) == 0 {
             return Err(Error::user("`--prefill-chunk 0` processes nothing").help("pass 1 or more, such as 512"));
         }
         let preset = if self.paper {
@@ -322,10 +336,11 @@ impl PolicyArgs {
         } else {
             TokenSelectConfig::default()
         };
+        let budget = self.budget(trained);
         let config = TokenSelectConfig {
-            n_init: self.n_init.unwrap_or(preset.n_init),
-            n_local: self.n_local.unwrap_or(preset.n_local),
-            top_k: self.top_k.unwrap_or(preset.top_k),
+            n_init: or_auto::stated(self.n_init).unwrap_or(budget.n_init),
+            n_local: or_auto::stated(self.n_local).unwrap_or(budget.n_local),
+            top_k: or_auto::stated(self.top_k).unwrap_or(budget.top_k),
             cache_threshold: self.cache_threshold.unwrap_or(preset.cache_threshold),
             vote: self.vote.map_or(preset.vote, |vote| match vote {
                 VoteName::Soft => Vote::Soft,
@@ -421,7 +436,7 @@ impl PolicyArgs {
     /// text is simply attended to whole.)
     pub fn check_context(&self, max_context: usize) -> Result<()> {
         for (flag, value) in [("--n-init", self.n_init), ("--n-local", self.n_local)] {
-            if let Some(value) = value.filter(|&value| value > max_context) {
+            if let Some(value) = or_auto::stated(value).filter(|&value| value > max_context) {
                 return Err(Error::user(format!(
                     "`{flag} {value}` is more than the context, `--max-context {max_context}`"
                 ))

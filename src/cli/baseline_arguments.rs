@@ -1,6 +1,7 @@
 //! Knobs of the policies that `TokenSelect` is compared with.
 
-use super::arguments::{MOST_TOKENS, PolicyName, at_least_one};
+use super::arguments::{PolicyName, at_least_one};
+use super::or_auto::{self, OrAuto};
 use crate::kernels::Positions;
 use crate::selection::{
     H2oConfig, H2oPrefill, InfLlmConfig, PolicyConfig, Pooling, QuestConfig, SelfExtendConfig, SnapKvConfig,
@@ -33,14 +34,14 @@ enum H2oPrefillName {
 #[command(next_help_heading = "Selection policy")]
 pub struct BaselineArgs {
     /// ntk, yarn: how far positions are stretched; auto is context over trained window [default: auto]
-    #[arg(long, value_name = "FACTOR|auto", value_parser = factor_or_auto)]
+    #[arg(long, value_name = "FACTOR|auto", value_parser = or_auto::factor)]
     rope_factor: Option<OrAuto<f32>>,
     /// self-extend: places that share one position; auto is the fewest that keep the farthest key within two thirds of the
     /// trained window [default: auto]
-    #[arg(long, value_name = "TOKENS|auto", value_parser = tokens_or_auto)]
+    #[arg(long, value_name = "TOKENS|auto", value_parser = or_auto::at_least_one)]
     self_extend_group: Option<OrAuto<usize>>,
     /// self-extend: distances below this are exact; auto is a quarter of the trained window [default: auto]
-    #[arg(long, value_name = "TOKENS|auto", value_parser = tokens_or_auto)]
+    #[arg(long, value_name = "TOKENS|auto", value_parser = or_auto::at_least_one)]
     self_extend_window: Option<OrAuto<usize>>,
     /// inf-llm: tokens per block; top-k holds so many whole blocks [default: 128]
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one())]
@@ -68,36 +69,9 @@ pub struct BaselineArgs {
     h2o_prefill: Option<H2oPrefillName>,
 }
 
-/// A value, or what the text's length and the trained window make of it.
-#[derive(Debug, Clone, Copy)]
-struct OrAuto<T>(Option<T>);
-
-fn factor_or_auto(text: &str) -> Result<OrAuto<f32>, String> {
-    match text {
-        "auto" => Ok(OrAuto(None)),
-        _ => text
-            .parse()
-            .map(|factor| OrAuto(Some(factor)))
-            .map_err(|_| "pass a number such as 16, or `auto`".to_owned()),
-    }
-}
-
-fn tokens_or_auto(text: &str) -> Result<OrAuto<usize>, String> {
-    let range = 1..=MOST_TOKENS;
-    match text {
-        "auto" => Ok(OrAuto(None)),
-        _ => text
-            .parse()
-            .ok()
-            .filter(|tokens| range.contains(tokens))
-            .map(|tokens| OrAuto(Some(tokens as usize)))
-            .ok_or_else(|| format!("pass a number in {}..={}, or `auto`", range.start(), range.end())),
-    }
-}
-
 impl BaselineArgs {
     fn rope_factor(&self) -> Option<f32> {
-        self.rope_factor.and_then(|factor| factor.0)
+        or_auto::stated(self.rope_factor)
     }
 
     pub(super) fn ntk(&self) -> PolicyConfig {
@@ -114,8 +88,8 @@ impl BaselineArgs {
 
     pub(super) fn self_extend(&self) -> PolicyConfig {
         PolicyConfig::SelfExtend(SelfExtendConfig {
-            group: self.self_extend_group.and_then(|group| group.0),
-            window: self.self_extend_window.and_then(|window| window.0),
+            group: or_auto::stated(self.self_extend_group),
+            window: or_auto::stated(self.self_extend_window),
         })
     }
 

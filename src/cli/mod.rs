@@ -6,6 +6,7 @@ mod bench;
 mod doctor;
 mod infer;
 mod loading;
+mod or_auto;
 mod prompts;
 mod report;
 mod tokenize;

@@ -27,7 +27,7 @@ pub use self_extend::{SelfExtend, SelfExtendConfig};
 pub use snap_kv::{Pooling, SnapKv, SnapKvConfig};
 pub use statistics::{CosineSummary, SelectionStatistics};
 pub use streaming_llm::StreamingLlm;
-pub use token_select::{CacheThreshold, ChunkQuery, ScoreScale, TokenSelect, TokenSelectConfig, Vote};
+pub use token_select::{Budget, CacheThreshold, ChunkQuery, ScoreScale, TokenSelect, TokenSelectConfig, Vote};
 
 use crate::error::{Error, Result};
 use crate::kernels::{AttentionShape, Backend, Positions, RopeTable, TokenList};

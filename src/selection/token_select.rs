@@ -94,12 +94,57 @@ pub struct TokenSelectConfig {
     pub positions: Positions,
 }
 
+/// Sizes of a policy that packs what it keeps, in tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// First tokens always kept.
+    pub n_init: usize,
+    /// Most recent tokens always kept.
+    pub n_local: usize,
+    /// Tokens chosen in between.
+    pub top_k: usize,
+    /// Prompt tokens per forward pass; they are packed with the others.
+    pub prefill_chunk: usize,
+}
+
+impl Budget {
+    /// The paper's (arXiv 2411.02886, section 4.1), for models trained on 4096 tokens and more.
+    pub const PUBLISHED: Self = Self {
+        n_init: 128,
+        n_local: 512,
+        top_k: 2048,
+        prefill_chunk: 512,
+    };
+
+    /// The published sizes, all halved until together they fit a trained window of `trained` tokens: packed positions beyond
+    /// it mean nothing to a model. None falls below 1.
+    pub fn for_window(trained: usize) -> Self {
+        let mut budget = Self::PUBLISHED;
+        while budget.prefill_chunk > 1 && budget.total() > trained {
+            budget = Self {
+                n_init: (budget.n_init / 2).max(1),
+                n_local: (budget.n_local / 2).max(1),
+                top_k: (budget.top_k / 2).max(1),
+                prefill_chunk: (budget.prefill_chunk / 2).max(1),
+            };
+        }
+        budget
+    }
+
+    fn total(self) -> usize {
+        self.n_init + self.n_local + self.top_k + self.prefill_chunk
+    }
+}
+
 impl Default for TokenSelectConfig {
     fn default() -> Self {
+        let Budget {
+            n_init, n_local, top_k, ..
+        } = Budget::PUBLISHED;
         Self {
-            n_init: 128,
-            n_local: 512,
-            top_k: 2048,
+            n_init,
+            n_local,
+            top_k,
             cache_threshold: CacheThreshold::Cosine(0.9),
             vote: Vote::Soft,
             head_map: HeadMap::Grouped,
@@ -407,5 +452,24 @@ impl<B: Backend> SelectionPolicy<B> for TokenSelect {
                 })
                 .collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets_fit_the_trained_window_and_are_the_published_where_those_fit() {
+        assert_eq!(Budget::for_window(3200), Budget::PUBLISHED);
+        let demo = Budget::for_window(1024);
+        assert_eq!(
+            (demo.n_init, demo.n_local, demo.top_k, demo.prefill_chunk),
+            (32, 128, 512, 128)
+        );
+        for trained in 32..4000 {
+            assert!(Budget::for_window(trained).total() <= trained, "{trained}");
+        }
+        assert_eq!(Budget::for_window(0).prefill_chunk, 1);
     }
 }

@@ -92,12 +92,13 @@ impl Plan {
 }
 
 fn plan(args: &PerplexityArgs, context: &Context) -> Result<Plan> {
-    let variants = args.variants.variants(args.model.max_context)?;
-    if !variants.unread.is_empty() {
-        context
-            .printer
-            .warning(&format!("no policy of this run reads {}", variants.unread.join(", ")));
-    }
+    args.variants.variants(args.model.max_context, None)?;
+    // Before files are looked for: a wrong path should not cost a download.
+    let given = args.text.text.as_deref().map(read_text).transpose()?;
+    let located = loading::locate(&args.model, true, context)?;
+    let trained = located.config.max_position_embeddings;
+    let variants = args.variants.variants(args.model.max_context, Some(trained))?;
+    variants.warn_of_unread(&context.printer);
     let prefill_chunk = variants.all[0].prefill_chunk;
     if let Some(other) = variants.all.iter().find(|v| v.prefill_chunk != prefill_chunk) {
         return Err(Error::user(format!(
@@ -106,9 +107,6 @@ fn plan(args: &PerplexityArgs, context: &Context) -> Result<Plan> {
         ))
         .help("pass `--prefill-chunk` for all of them"));
     }
-    // Before files are looked for: a wrong path should not cost a download.
-    let given = args.text.text.as_deref().map(read_text).transpose()?;
-    let located = loading::locate(&args.model, true, context)?;
     let Language { tokenizer, .. } = loading::language(&located, &ChatTemplateChoice::None, false)?;
     let tokenizer = tokenizer.ok_or_else(|| Error::bug("a required tokenizer was not located"))?;
     let special = tokenizer.encode("", true)?;

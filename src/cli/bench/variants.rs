@@ -5,6 +5,7 @@
 use crate::cli::arguments::PolicyArgs;
 use crate::error::{Error, Result};
 use crate::eval::runner::Variant;
+use crate::printer::Printer;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use std::collections::BTreeSet;
@@ -102,9 +103,19 @@ pub struct Variants {
     pub unread: Vec<&'static str>,
 }
 
+impl Variants {
+    /// Tells which flags no policy reads.
+    pub fn warn_of_unread(&self, printer: &Printer) {
+        if !self.unread.is_empty() {
+            printer.warning(&format!("no policy of this run reads {}", self.unread.join(", ")));
+        }
+    }
+}
+
 impl VariantArgs {
     /// Parses all specs. `max_context` is the one that the user stated, for windows that can never fit it.
-    pub fn variants(&self, max_context: Option<usize>) -> Result<Variants> {
+    /// `trained` is the model's trained window, where it is known by now.
+    pub fn variants(&self, max_context: Option<usize>, trained: Option<usize>) -> Result<Variants> {
         let mut all: Vec<Variant> = Vec::new();
         let mut unread: Option<BTreeSet<&'static str>> = None;
         for spec in &self.specs {
@@ -119,8 +130,8 @@ impl VariantArgs {
             });
             let variant = Variant {
                 name: spec.clone(),
-                policy: parsed.policy()?,
-                prefill_chunk: parsed.prefill_chunk,
+                policy: parsed.policy(trained)?,
+                prefill_chunk: parsed.prefill_chunk(trained),
             };
             let same = |v: &&Variant| v.policy == variant.policy && v.prefill_chunk == variant.prefill_chunk;
             if let Some(twin) = all.iter().find(same) {
@@ -228,7 +239,9 @@ mod tests {
     fn variants(arguments: &[&str]) -> Result<Variants> {
         let command = VariantArgs::augment_args(Command::new("t").no_binary_name(true));
         let matches = command.try_get_matches_from(arguments).expect("parses");
-        VariantArgs::from_arg_matches(&matches).expect("reads").variants(None)
+        VariantArgs::from_arg_matches(&matches)
+            .expect("reads")
+            .variants(None, None)
     }
 
     fn refused(arguments: &[&str]) -> String {

@@ -211,7 +211,8 @@ pub(super) fn run(args: &InferArgs, context: &Context) -> Result<Outcome> {
 }
 
 fn plan(args: &InferArgs, context: &Context) -> Result<Plan> {
-    let policy = args.policy.policy()?;
+    // Slips of the keyboard are told before files are looked for.
+    args.policy.policy(None)?;
     let unread = args.policy.unread();
     if !unread.is_empty() {
         context
@@ -246,7 +247,7 @@ fn plan(args: &InferArgs, context: &Context) -> Result<Plan> {
         args.policy.check_context(stated)?;
     }
     let trained = config.max_position_embeddings;
-    let policy = policy.for_context(trained, max_context);
+    let policy = args.policy.policy(Some(trained))?.for_context(trained, max_context);
     if let Some(farthest) = policy.farthest(max_context)
         && farthest > trained
     {
@@ -258,7 +259,7 @@ fn plan(args: &InferArgs, context: &Context) -> Result<Plan> {
     }
     let limits = SessionLimits {
         max_context,
-        prefill_chunk: args.policy.prefill_chunk,
+        prefill_chunk: args.policy.prefill_chunk(Some(trained)),
         diagnose: args.diagnose,
     };
     let weights = loading::open_weights(&args.model, &located)?;

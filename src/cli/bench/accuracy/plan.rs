@@ -66,14 +66,12 @@ pub(super) fn grid(suite: Suite, args: &TaskArgs, variants: Vec<String>, overhea
 }
 
 pub(super) fn plan(suite: impl FnOnce() -> Result<Suite>, args: &AccuracyArgs, context: &Context) -> Result<Plan> {
-    let variants = args.variants.variants(args.model.max_context)?;
-    if !variants.unread.is_empty() {
-        context
-            .printer
-            .warning(&format!("no policy of this run reads {}", variants.unread.join(", ")));
-    }
+    args.variants.variants(args.model.max_context, None)?;
     let suite = suite()?;
     let located = loading::locate(&args.model, true, context)?;
+    let trained = located.config.max_position_embeddings;
+    let variants = args.variants.variants(args.model.max_context, Some(trained))?;
+    variants.warn_of_unread(&context.printer);
     let Language {
         tokenizer,
         template,

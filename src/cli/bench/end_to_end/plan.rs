@@ -39,7 +39,8 @@ pub(super) fn plan(args: &EndToEndArgs, context: &Context) -> Result<Plan> {
     };
     let mut policies = Vec::new();
     for &name in &measure.policies {
-        let policy = args.policy.named(name)?;
+        // At the published sizes: a shape to measure with has no trained window of its own.
+        let policy = args.policy.named(name, None)?;
         if !policies.contains(&policy) {
             policies.push(policy);
         }
@@ -54,7 +55,7 @@ pub(super) fn plan(args: &EndToEndArgs, context: &Context) -> Result<Plan> {
         policies,
         prefill_tokens: sorted(&measure.prefill_tokens),
         decode_at: sorted(&measure.decode_at),
-        prefill_chunk: args.policy.prefill_chunk,
+        prefill_chunk: args.policy.prefill_chunk(None),
         prefill_rounds: Rounds {
             warmup: measure.prefill_warmup,
             repetitions: measure.prefill_repetitions,
