@@ -129,6 +129,8 @@ fn text_streams_in_an_empty_home_and_the_files_are_kept() {
     let home = tempfile::tempdir().expect("a folder");
     let first = succeeds(&mut story(home.path()));
     assert!(first.text().split_whitespace().count() > 20, "{first:?}");
+    // In the form of a conversation too it goes on with the text, and does not answer it.
+    assert!(first.text().trim_start().starts_with("there was a "), "{first:?}");
     let kept = folders_of_demo(&home.path().join(".cache"));
     assert_eq!(kept.len(), 1, "{kept:?}");
     assert_eq!(succeeds(&mut story(home.path())).stdout, first.stdout);
