@@ -6,7 +6,7 @@ use tokselect::bench::peak_memory::memory_use;
 use tokselect::error::Result;
 use tokselect::eval::WhitespaceTokens;
 use tokselect::eval::passkey::Passkey;
-use tokselect::eval::runner::{Answer, Answerer, Grid, Overhead, Question, Reply, Speed, Statistics, Watch, run};
+use tokselect::eval::runner::{Answer, Answerer, Cost, Grid, Overhead, Question, Reply, Statistics, Watch, run};
 use tokselect::report::{RunDirectory, SampleSink};
 
 const SAMPLES: usize = 5_000;
@@ -28,9 +28,8 @@ impl Answerer for Fake {
             prompt_sha256: "0".repeat(64),
             prompt_tokens: 256,
             generated_tokens: 5,
-            speed: Speed::default(),
+            cost: Cost::default(),
             cache_hit_rate: None,
-            peak_rss_bytes: None,
         })))
     }
 }

@@ -203,7 +203,7 @@ fn a_run_of_another_configuration_is_refused_with_the_keys_that_differ() {
             &select,
             &["policy.name: \"dense\" there, \"token-select\" now", "policy.top_k"],
         ),
-        (&["--prefill-chunk", "7"], &["prefill_chunk: 512 there, 7 now"]),
+        (&["--prefill-chunk", "7"], &["prefill_chunk: 64 there, 7 now"]),
         (
             &["--system", "x", "--chat-template", &template],
             &["chat_template_sha256", "system"],

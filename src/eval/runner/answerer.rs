@@ -1,6 +1,6 @@
 //! A model that answers questions under several policies.
 
-use super::{Answer, Answerer, Question, Reply, Speed};
+use super::{Answer, Answerer, Cost, Question, Reply};
 use crate::bench::peak_memory::{memory_use, reset_peak};
 use crate::bench::statistics::mean;
 use crate::error::{Error, Result};
@@ -132,14 +132,14 @@ impl<B: Backend> Answerer for ModelAnswerer<'_, B> {
             prompt_sha256: sha256(&prompt.text),
             prompt_tokens: prompt.ids.len(),
             generated_tokens: generation.ids.len(),
-            speed: Speed {
+            cost: Cost {
                 wall_s: Some(started.elapsed().as_secs_f64()),
                 prefill_s: Some(generation.prefill_s),
                 ttft_s: generation.ttft_s,
                 tpot_s: mean(&generation.decode_s),
+                peak_rss_bytes: memory_use().peak_rss_bytes.get().copied(),
             },
             cache_hit_rate: session.policy().statistics().hit_rate(),
-            peak_rss_bytes: memory_use().peak_rss_bytes.get().copied(),
             text: generation.text,
         })))
     }

@@ -9,7 +9,7 @@ mod records;
 mod tables;
 
 pub use answerer::{ModelAnswerer, Variant};
-pub use records::{Record, Records, Speed};
+pub use records::{Cost, Record, Records};
 pub use tables::{Heat, Lines, Statistics};
 
 use super::task::{CountTokens, Example, Request, Task};
@@ -149,12 +149,10 @@ pub struct Answer {
     pub prompt_tokens: usize,
     /// Tokens answered.
     pub generated_tokens: usize,
-    /// How long it took.
-    pub speed: Speed,
+    /// What it took.
+    pub cost: Cost,
     /// Share of decode steps and layers that reused a selection; `None` where the cache was never asked.
     pub cache_hit_rate: Option<f64>,
-    /// Largest resident set while answering, in bytes.
-    pub peak_rss_bytes: Option<u64>,
 }
 
 /// How asking ended.
@@ -260,7 +258,7 @@ impl Place<'_> {
             index: self.index as u32,
             scores: None,
             empty: false,
-            speed: Speed::default(),
+            cost: Cost::default(),
         };
         let rest = match reply {
             Reply::Answer(answer) => {
@@ -273,7 +271,7 @@ impl Place<'_> {
                     .collect();
                 record.scores = Some(scores.into_boxed_slice());
                 record.empty = answer.text.trim().is_empty();
-                record.speed = answer.speed;
+                record.cost = answer.cost;
                 json!({
                     "answer": answer.text,
                     "scores": named,
@@ -282,12 +280,12 @@ impl Place<'_> {
                     "prompt_sha256": answer.prompt_sha256,
                     "prompt_tokens": answer.prompt_tokens,
                     "generated_tokens": answer.generated_tokens,
-                    "wall_s": answer.speed.wall_s,
-                    "prefill_s": answer.speed.prefill_s,
-                    "ttft_s": answer.speed.ttft_s,
-                    "tpot_s": answer.speed.tpot_s,
+                    "wall_s": answer.cost.wall_s,
+                    "prefill_s": answer.cost.prefill_s,
+                    "ttft_s": answer.cost.ttft_s,
+                    "tpot_s": answer.cost.tpot_s,
                     "cache_hit_rate": answer.cache_hit_rate,
-                    "peak_rss_bytes": answer.peak_rss_bytes,
+                    "peak_rss_bytes": answer.cost.peak_rss_bytes,
                 })
             }
             Reply::Refused(reason) => json!({"answer": null, "scores": null, "reason": reason}),

@@ -6,9 +6,9 @@ use crate::report::{Sample, SampleSink};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
-/// Seconds of one answer; `None` for what did not happen.
+/// Time and memory of one answer; `None` for what did not happen or could not be read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Speed {
+pub struct Cost {
     /// Everything, encoding included.
     pub wall_s: Option<f64>,
     /// Reading the prompt.
@@ -17,6 +17,8 @@ pub struct Speed {
     pub ttft_s: Option<f64>,
     /// Mean time per token after the first.
     pub tpot_s: Option<f64>,
+    /// Largest resident set while answering, in bytes.
+    pub peak_rss_bytes: Option<u64>,
 }
 
 /// What is remembered of one sample.
@@ -32,8 +34,8 @@ pub struct Record {
     pub scores: Option<Box<[f64]>>,
     /// Whether the answer was blank.
     pub empty: bool,
-    /// Its times.
-    pub speed: Speed,
+    /// What it took.
+    pub cost: Cost,
 }
 
 /// The records of a run, in the order of the grid.
@@ -54,7 +56,7 @@ struct Row {
     #[serde(default)]
     empty: bool,
     #[serde(flatten)]
-    speed: Speed,
+    cost: Cost,
 }
 
 impl Records {
@@ -102,7 +104,7 @@ impl Records {
                 index: row.index,
                 scores,
                 empty: row.empty,
-                speed: row.speed,
+                cost: row.cost,
             });
             Ok(())
         })?;

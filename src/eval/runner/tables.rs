@@ -339,6 +339,7 @@ fn timing(groups: &[Cells<'_>]) -> Result<Table> {
         ("prefill_median_s", "s"),
         ("ttft_median_s", "s"),
         ("tpot_median_s", "s"),
+        ("peak_rss_bytes", "bytes"),
     ];
     let mut table = Table::new("timing", columns.map(|(key, unit)| Column::new(key, unit)).into());
     for group in groups {
@@ -347,14 +348,17 @@ fn timing(groups: &[Cells<'_>]) -> Result<Table> {
                 let values: Vec<f64> = group.records[variant].iter().filter_map(|r| of(r)).collect();
                 number(crate::bench::statistics::median(&values), "not measured")
             };
+            let peaks = group.records[variant].iter().filter_map(|r| r.cost.peak_rss_bytes);
+            let largest = peaks.max();
             let mut row = group.label();
             row.extend([
                 name.as_str().into(),
                 group.records[variant].len().into(),
-                median(|r| r.speed.wall_s),
-                median(|r| r.speed.prefill_s),
-                median(|r| r.speed.ttft_s),
-                median(|r| r.speed.tpot_s),
+                median(|r| r.cost.wall_s),
+                median(|r| r.cost.prefill_s),
+                median(|r| r.cost.ttft_s),
+                median(|r| r.cost.tpot_s),
+                number(largest.map(|bytes| bytes as f64), "not measured"),
             ]);
             table.push(row)?;
         }

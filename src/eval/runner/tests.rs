@@ -69,12 +69,11 @@ impl Answerer for Fake {
             prompt_sha256: "0".repeat(64),
             prompt_tokens: 2,
             generated_tokens: 1,
-            speed: Speed {
+            cost: Cost {
                 wall_s: Some(self.asked as f64),
-                ..Speed::default()
+                ..Cost::default()
             },
             cache_hit_rate: None,
-            peak_rss_bytes: None,
         })))
     }
 }
@@ -171,7 +170,7 @@ fn the_order_of_records_and_their_times_do_not_matter() {
     let mut shuffled = Records::default();
     for record in records.in_order().iter().rev() {
         shuffled.push(Record {
-            speed: Speed::default(),
+            cost: Cost::default(),
             ..record.clone()
         });
     }
@@ -193,7 +192,7 @@ fn depths_become_a_heat_map_and_lengths_lines() {
                     index,
                     scores: Some(Box::new([score])),
                     empty: false,
-                    speed: Speed::default(),
+                    cost: Cost::default(),
                 });
             }
         }
