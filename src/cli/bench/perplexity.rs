@@ -8,6 +8,7 @@ use crate::cli::loading::{self, Language, Located};
 use crate::cli::prompts::{name, read_text};
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{Reading, WindowRecord, generated_text, score_window, tables};
+use crate::eval::runner::Variant;
 use crate::exit::Outcome;
 use crate::kernels::cpu::Cpu;
 use crate::manifest::{Manifest, config_hash, sha256};
@@ -274,15 +275,17 @@ fn measure(plan: &Plan, sink: &mut dyn SampleSink, context: &Context) -> Result<
         return Ok(false);
     }
     let decoder = loading::load(&plan.located, plan.weights.as_ref(), context)?;
-    let mut sessions: Vec<Session<'_, Cpu>> = plan
-        .variants
-        .all
-        .iter()
-        .map(|v| Session::new(&decoder, &v.policy, limits(plan.max_context, v.prefill_chunk)))
-        .collect();
+    // What stretches rotary frequencies or groups positions goes by the length of the text, not by the longest of the run.
+    let trained = decoder.config.max_position_embeddings;
+    let session = |variant: &Variant, tokens: usize| {
+        let policy = variant.policy.clone().for_context(trained, tokens);
+        Session::new(&decoder, &policy, limits(plan.max_context, variant.prefill_chunk))
+    };
     let stopped = || context.interrupt.is_raised();
     let bar = context.printer.progress(plan.windows() as u64, COMMAND);
     for length in &plan.lengths {
+        let variants = plan.variants.all.iter();
+        let mut sessions: Vec<Session<'_, Cpu>> = variants.map(|v| session(v, length.tokens)).collect();
         for (window, ids) in length.windows.iter().enumerate() {
             if missing(sink, length.tokens, window) {
                 let scores = score_window(&mut sessions, plan.variants.reference, ids, &length.reading, &stopped)?;
