@@ -16,7 +16,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use attend::{Attend, Part, Positions, TokenList};
+pub use attend::{Attend, AttendRows, Part, Positions, TokenList};
 
 /// Head counts and head dimension of one attention layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -335,6 +335,22 @@ pub trait Backend: Send + Sync + 'static {
     fn top_k(&self, votes: &[f32], k: usize, selected: &mut Vec<u32>);
     /// Attention (softmax(q k / sqrt(D)) v) of every chunk row over the listed tokens; out `[C, H, D]`.
     fn attend(&self, args: &Attend<'_, Self>, out: &mut Self::Buffer);
+    /// Attention of every row over a list of its own; out `[rows, H, D]`. This form goes row by row through the host; a
+    /// backend where that matters has a better one.
+    fn attend_rows(&self, args: &AttendRows<'_, Self>, out: &mut Self::Buffer)
+    where
+        Self: Sized,
+    {
+        let width = args.shape.query_width();
+        let (mut query, mut attended) = (self.zeros(width), self.zeros(width));
+        let mut all = self.download(out).into_owned();
+        for (row, &position) in args.query_positions().iter().enumerate() {
+            self.rotate_queries_at(args.qkv, row..row + 1, &args.shape, args.rope, &[position], &mut query);
+            self.attend(&args.one(row, &query), &mut attended);
+            all[row * width..(row + 1) * width].copy_from_slice(&self.download(&attended)[..width]);
+        }
+        *out = self.upload(&all);
+    }
     /// How much attention each listed token gets: `mass[h * n + j]` is the sum over the chunk's rows of the softmax weight
     /// that query head h gives to entry j of its list of n. Values are not read. With grouped positions the softmax runs
     /// over all visible keys, but only weights of [`Part::Near`] are added.

@@ -5,7 +5,7 @@ use super::rope;
 use super::weights::{LayerWeights, ModelWeights};
 use crate::attention::{self, Diagnosis};
 use crate::error::{Error, Result};
-use crate::kernels::{Backend, QkvPart, RopeTable};
+use crate::kernels::{AttendRows, Backend, QkvPart, RopeTable};
 use crate::kv_cache::KvCache;
 use crate::selection::{
     CacheOutcome, Phase, PolicyConfig, QueryView, RopeExtension, RotatedQueries, Selection, SelectionPolicy,
@@ -222,6 +222,28 @@ impl<'m, B: Backend> Session<'m, B> {
 
     /// Runs `ids` (one chunk) through all layers and stores their keys and values.
     pub fn forward(&mut self, ids: &[u32], phase: Phase) -> Result<()> {
+        self.forward_rows(ids, phase, None)
+    }
+
+    /// Runs one more token of several texts that share stored tokens: row `i` is token `ids[i]` of the text whose stored
+    /// tokens are `lists[i]`, in order; its own is appended to the list. At most as many rows as a prefill chunk has.
+    /// The policy is not asked: every row attends to its whole list.
+    pub fn forward_branches(&mut self, ids: &[u32], lists: &mut [Vec<u32>]) -> Result<()> {
+        if ids.len() != lists.len() || ids.len() > self.limits.prefill_chunk {
+            return Err(Error::bug(format!(
+                "{} branches with {} lists in a session of {} rows",
+                ids.len(),
+                lists.len(),
+                self.limits.prefill_chunk
+            )));
+        }
+        for (place, list) in (self.cache.len() as u32..).zip(lists.iter_mut()) {
+            list.push(place);
+        }
+        self.forward_rows(ids, Phase::Decode, Some(lists))
+    }
+
+    fn forward_rows(&mut self, ids: &[u32], phase: Phase, branches: Option<&[Vec<u32>]>) -> Result<()> {
         let started = Instant::now();
         let config = &self.decoder.config;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= config.vocab_size) {
@@ -239,7 +261,7 @@ impl<'m, B: Backend> Session<'m, B> {
             .backend
             .embed(&self.decoder.weights.embedding, ids, &mut self.hidden);
         for (layer, weights) in self.decoder.weights.layers.iter().enumerate() {
-            self.attention_block(layer, weights, ids.len(), phase)?;
+            self.attention_block(layer, weights, ids.len(), phase, branches)?;
             self.feed_forward_block(weights, ids.len());
         }
         self.times[phase as usize].total_s += started.elapsed().as_secs_f64();
@@ -247,7 +269,14 @@ impl<'m, B: Backend> Session<'m, B> {
     }
 
     /// `hidden += output(attend(norm(hidden)))`.
-    fn attention_block(&mut self, layer: usize, w: &LayerWeights<B>, rows: usize, phase: Phase) -> Result<()> {
+    fn attention_block(
+        &mut self,
+        layer: usize,
+        w: &LayerWeights<B>,
+        rows: usize,
+        phase: Phase,
+        branches: Option<&[Vec<u32>]>,
+    ) -> Result<()> {
         let (config, backend) = (&self.decoder.config, &self.decoder.backend);
         let (shape, eps) = (config.attention, config.rms_norm_eps);
         backend.rms_norm(&self.hidden, &w.attention_norm, eps, 0..rows, &mut self.normed);
@@ -257,6 +286,38 @@ impl<'m, B: Backend> Session<'m, B> {
             backend.norm_heads(&mut self.qkv, rows, &shape, QkvPart::Keys, key_norm, eps);
         }
         self.cache.store(backend, layer, &self.qkv, rows);
+        match branches {
+            Some(lists) => {
+                let attend_started = Instant::now();
+                let args = AttendRows {
+                    shape,
+                    qkv: &self.qkv,
+                    lists,
+                    keys: self.cache.keys(layer),
+                    values: self.cache.values(layer),
+                    window: config.windows[layer],
+                    rope: &self.rope,
+                };
+                backend.attend_rows(&args, &mut self.attended);
+                self.times[phase as usize].attend_s += attend_started.elapsed().as_secs_f64();
+            }
+            None => self.select_and_attend(layer, rows, phase)?,
+        }
+        backend.linear(
+            &self.attended,
+            rows,
+            &w.output,
+            w.output_bias.as_ref(),
+            true,
+            &mut self.hidden,
+        );
+        Ok(())
+    }
+
+    /// What the policy selects for the chunk, and attention over it.
+    fn select_and_attend(&mut self, layer: usize, rows: usize, phase: Phase) -> Result<()> {
+        let (config, backend) = (&self.decoder.config, &self.decoder.backend);
+        let shape = config.attention;
         let query = QueryView {
             qkv: &self.qkv,
             rows,
@@ -304,14 +365,6 @@ impl<'m, B: Backend> Session<'m, B> {
                 cache: self.selection.cache,
             });
         }
-        backend.linear(
-            &self.attended,
-            rows,
-            &w.output,
-            w.output_bias.as_ref(),
-            true,
-            &mut self.hidden,
-        );
         Ok(())
     }
 
@@ -342,6 +395,17 @@ impl<'m, B: Backend> Session<'m, B> {
             true,
             &mut self.hidden,
         );
+    }
+
+    /// Final hidden states `[rows, hidden]`, normed, after several rows of the last forward pass: what the rows of the
+    /// unembedding are multiplied with.
+    pub fn final_hidden(&mut self, rows: Range<usize>) -> Vec<f32> {
+        let (config, backend, w) = (&self.decoder.config, &self.decoder.backend, &self.decoder.weights);
+        let count = rows.len();
+        backend.rms_norm(&self.hidden, &w.final_norm, config.rms_norm_eps, rows, &mut self.normed);
+        let mut hidden = backend.download(&self.normed).into_owned();
+        hidden.truncate(count * config.hidden_size);
+        hidden
     }
 
     /// Logits `[V]` after row `row` of the last forward pass.

@@ -13,7 +13,7 @@ mod softmax;
 pub use gemm::Packed;
 
 use super::{
-    Attend, AttentionShape, Backend, PAGE_TOKENS, PageTable, Pages, QkvPart, RopeTable, RowSource, ScoreArgs,
+    Attend, AttendRows, AttentionShape, Backend, PAGE_TOKENS, PageTable, Pages, QkvPart, RopeTable, RowSource, ScoreArgs,
     ScoreDtype, Scores,
 };
 use pulp::Arch;
@@ -272,6 +272,18 @@ impl Backend for Cpu {
 
     fn attend(&self, args: &Attend<'_, Self>, out: &mut Vec<f32>) {
         attend::attend(args, out);
+    }
+
+    fn attend_rows(&self, args: &AttendRows<'_, Self>, out: &mut Vec<f32>) {
+        let width = args.shape.query_width();
+        let positions = args.query_positions();
+        let rows = 0..positions.len();
+        let mut queries = vec![0.0; rows.len() * width];
+        self.rotate_queries_at(args.qkv, rows, &args.shape, args.rope, &positions, &mut queries);
+        out.par_chunks_exact_mut(width)
+            .zip(queries.par_chunks_exact(width))
+            .enumerate()
+            .for_each(|(row, (out, query))| attend::attend(&args.one(row, &query.to_vec()), out));
     }
 
     fn attention_mass(&self, args: &Attend<'_, Self>, mass: &mut Vec<f32>) {
