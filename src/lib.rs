@@ -22,6 +22,7 @@ pub mod kv_cache;
 pub mod manifest;
 pub mod model;
 pub mod printer;
+pub mod probe;
 pub mod random;
 pub mod report;
 pub mod selection;

@@ -77,8 +77,13 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler for a validated configuration.
     pub fn new(config: SamplingConfig) -> Result<Self> {
+        Self::in_stream(config, "sampling")
+    }
+
+    /// The same drawing from another stream of the seed: for several texts of one run.
+    pub fn in_stream(config: SamplingConfig, stream: &str) -> Result<Self> {
         config.validate()?;
-        let rng = stream_rng(config.seed, "sampling");
+        let rng = stream_rng(config.seed, stream);
         Ok(Self {
             config,
             rng,

@@ -163,6 +163,11 @@ pub fn tensor_specs(config: &ModelConfig) -> Vec<TensorSpec> {
     specs
 }
 
+/// The tensor whose rows are the keys of the vocabulary: the unembedding, or the embedding that serves as one.
+pub fn key_tensor(config: &ModelConfig) -> TensorSpec {
+    unembedding_spec(config).unwrap_or_else(|| embedding_spec(config))
+}
+
 fn embedding_spec(config: &ModelConfig) -> TensorSpec {
     TensorSpec::new(
         "model.embed_tokens.weight".into(),
