@@ -4,6 +4,7 @@ pub mod arguments;
 mod baseline_arguments;
 mod bench;
 mod doctor;
+mod icn_probe;
 mod infer;
 mod loading;
 mod or_auto;
@@ -41,6 +42,8 @@ enum Command {
     Infer(Box<infer::InferArgs>),
     /// Measure speed and memory on this machine
     Bench(Box<bench::BenchArgs>),
+    /// Probe the vocabulary keys: clusters, spurious neighbours, in-context navigation (arXiv 2410.02284)
+    IcnProbe(Box<icn_probe::IcnProbeArgs>),
     /// Set results of runs beside each other, and beside what a paper prints
     Report(report::ReportArgs),
     /// Print the token ids of a text as JSON
@@ -109,6 +112,7 @@ fn run(command: Command, context: &Context) -> Result<Outcome> {
     match command {
         Command::Infer(args) => infer::run(&args, context),
         Command::Bench(args) => bench::run(&args, context),
+        Command::IcnProbe(args) => icn_probe::run(&args, context),
         Command::Report(args) => report::run(&args, context),
         Command::Tokenize(args) => tokenize::run(&args, context),
         Command::Doctor(args) => doctor::run(&args, context),

@@ -51,10 +51,10 @@ impl TokenTexts {
 }
 
 /// When a completion ends, besides at its length.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct StopRule {
-    /// At a token whose text contains this.
-    pub within_token: Option<char>,
+    /// At a token whose text contains one of these.
+    pub within_token: &'static [char],
     /// At an end-of-text id.
     pub end_of_text: bool,
 }
@@ -78,7 +78,7 @@ pub struct Completion {
 }
 
 /// Tokens that went through the model.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Cost {
     /// Of prompts, as far as they were not stored already.
     pub read_tokens: usize,
@@ -397,10 +397,10 @@ impl<'m, B: Backend> Completer<'m, B> {
     /// Whether the completion ends with its last token; notes why.
     fn ends(&self, completion: &mut Completion, rule: &StopRule, most: usize) -> bool {
         let Some(&id) = completion.ids.last() else { return true };
-        let stops = |mark: char| self.texts.get(id).is_some_and(|text| text.contains(mark));
+        let text = self.texts.get(id).unwrap_or_default();
         completion.finish = if rule.end_of_text && self.eos.contains(&id) {
             Finish::EndOfText
-        } else if rule.within_token.is_some_and(stops) {
+        } else if text.contains(rule.within_token) {
             Finish::StopString
         } else if completion.ids.len() >= most {
             Finish::Length

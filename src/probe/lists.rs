@@ -62,6 +62,17 @@ impl Question {
         })
     }
 
+    /// A question without a list, for judges that need none.
+    pub fn open(id: &str, instruction: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            instruction: instruction.to_owned(),
+            answers: Vec::new(),
+            complete: false,
+            spellings: HashMap::new(),
+        }
+    }
+
     /// Which answer `text` spells, whatever its case and punctuation.
     pub fn find(&self, text: &str) -> Option<usize> {
         let name = normalised(text);

@@ -9,8 +9,21 @@
 
 pub mod answers;
 pub mod clusters;
+pub mod comparison;
 pub mod completion;
+pub mod correlation;
+pub mod correlation_report;
+pub mod diversity;
+pub mod generation;
+pub mod geometry;
 pub mod judge;
 pub mod key_space;
 pub mod kmeans;
 pub mod lists;
+pub mod navigation;
+pub mod navigation_report;
+pub mod problems;
+pub mod prompts;
+pub mod reasoning;
+pub mod repulsion;
+pub mod scores;

@@ -75,7 +75,7 @@ fn parse_length(text: &str) -> std::result::Result<usize, String> {
 }
 
 /// The error of a run that was stopped with `finished` samples in `output`.
-fn interruption(output: Option<&Path>, finished: usize) -> Error {
+pub(super) fn interruption(output: Option<&Path>, finished: usize) -> Error {
     match output {
         Some(path) => Error::interrupted(format!(
             "interrupted; {finished} finished samples are kept in `{}`",
