@@ -66,7 +66,10 @@ fn a_stopped_navigation_goes_on_and_another_one_is_refused() {
     let output = folder.path().join("out");
     let navigate = |flags: &[&str]| {
         let mut command = probe("navigate", &SMALL);
-        command.args(["--methods", "icn,temperature", "--seeds", "2", "-o"]).arg(&output).args(flags);
+        command
+            .args(["--methods", "icn,temperature", "--seeds", "2", "-o"])
+            .arg(&output)
+            .args(flags);
         command
     };
     succeeds(&mut navigate(&[]));
@@ -102,10 +105,16 @@ fn a_judge_that_fails_keeps_its_verdicts_and_the_run_goes_on_with_them() {
     let navigate = || {
         let mut command = probe("navigate", &SMALL);
         command.current_dir(folder.path());
-        command.args(["--methods", "top", "--judge-command", "sh judge.sh", "-o"]).arg(&output);
+        command
+            .args(["--methods", "top", "--judge-command", "sh judge.sh", "-o"])
+            .arg(&output);
         command
     };
-    refuses(&mut navigate(), 3, &["the judge `sh judge.sh`", "no more", "asked: ", "same command again"]);
+    refuses(
+        &mut navigate(),
+        3,
+        &["the judge `sh judge.sh`", "no more", "asked: ", "same command again"],
+    );
     assert_eq!(samples(&output).len(), 4, "four verdicts are kept");
     std::fs::write(&mark, "").expect("a writable folder");
     succeeds(&mut navigate());
@@ -124,7 +133,10 @@ fn judges_that_cannot_be_are_refused() {
     for (flags, parts) in [
         (&["--judge", "command"][..], &["needs the command"][..]),
         (&["--judge", "list", "--judge-command", "true"], &["another judge"]),
-        (&["--judge-command", "true", "--judge-timeout", "0"], &["--judge-timeout"]),
+        (
+            &["--judge-command", "true", "--judge-timeout", "0"],
+            &["--judge-timeout"],
+        ),
         (&["--categories", "nothing"], &["`--categories nothing`", "countries"]),
         (&["--lists", "no/such/file.json"], &["no/such/file.json"]),
         (&["--max-new-tokens", "2000"], &["a context of 1024 tokens"]),
@@ -134,7 +146,18 @@ fn judges_that_cannot_be_are_refused() {
         refuses(&mut probe("navigate", flags), 2, parts);
     }
     let model = TinyModel::llama().build();
-    let mut other = probe("navigate", &["--limit", "1", "--methods", "cluster-penalty", "--clusters", "ids.json", "-m"]);
+    let mut other = probe(
+        "navigate",
+        &[
+            "--limit",
+            "1",
+            "--methods",
+            "cluster-penalty",
+            "--clusters",
+            "ids.json",
+            "-m",
+        ],
+    );
     other.arg(model.path()).current_dir(model.path());
     model.write("ids.json", "[0, 1]");
     refuses(&mut other, 2, &["clusters 2 ids", "300"]);
@@ -148,12 +171,27 @@ fn padding_rows_are_never_probed_and_a_missing_template_is_said() {
     let model = TinyModel::qwen2().build();
     let mut command = probe(
         "navigate",
-        &["--limit", "1", "--rounds", "2", "--step", "20", "--max-new-tokens", "3", "--chat-template", "auto", "-m"],
+        &[
+            "--limit",
+            "1",
+            "--rounds",
+            "2",
+            "--step",
+            "20",
+            "--max-new-tokens",
+            "3",
+            "--chat-template",
+            "auto",
+            "-m",
+        ],
     );
     let folder = tempfile::tempdir().expect("a folder");
     let finished = run(command.arg(model.path()).arg("-o").arg(folder.path()));
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    assert!(finished.stderr.contains("warning: ") && finished.stderr.contains("no chat template"), "{finished:?}");
+    assert!(
+        finished.stderr.contains("warning: ") && finished.stderr.contains("no chat template"),
+        "{finished:?}"
+    );
     for row in samples(folder.path()) {
         let answers = row["data"]["answers"].as_array().expect("answers");
         assert_eq!(answers.len(), 40);
@@ -184,12 +222,21 @@ fn a_clustering_is_saved_shown_again_and_used() {
     assert_eq!(rows(table(&made, "clusters")), rows(table(&shown, "clusters")));
     let again = succeeds(&mut clusters(&["--k", "32", "--seed", "3"])).json();
     assert_eq!(again["details"]["ids_sha256"], made["details"]["ids_sha256"]);
-    for flags in [&["--distance", "cosine"][..], &["--whiten"], &["--centre", "--distance", "cosine"]] {
+    for flags in [
+        &["--distance", "cosine"][..],
+        &["--whiten"],
+        &["--centre", "--distance", "cosine"],
+    ] {
         let other = succeeds(clusters(&["--k", "32", "--seed", "3"]).args(flags)).json();
-        assert_ne!(other["details"]["ids_sha256"], made["details"]["ids_sha256"], "{flags:?}");
+        assert_ne!(
+            other["details"]["ids_sha256"], made["details"]["ids_sha256"],
+            "{flags:?}"
+        );
     }
     let mut navigate = probe("navigate", &SMALL);
-    navigate.args(["--methods", "cluster-penalty", "--clusters"]).arg(&saved);
+    navigate
+        .args(["--methods", "cluster-penalty", "--clusters"])
+        .arg(&saved);
     succeeds(&mut navigate);
     refuses(&mut clusters(&["--k", "5000"]), 2, &["`--k 5000`"]);
     refuses(clusters(&["--max-memory", "1MiB"]).arg("--dry-run"), 3, &["1.0 MiB"]);
@@ -197,7 +244,16 @@ fn a_clustering_is_saved_shown_again_and_used() {
 
 #[test]
 fn correlation_has_its_controls() {
-    let flags = ["--categories", "countries,fruits,months", "--top", "60", "--shuffles", "50", "--seeds", "2"];
+    let flags = [
+        "--categories",
+        "countries,fruits,months",
+        "--top",
+        "60",
+        "--shuffles",
+        "50",
+        "--seeds",
+        "2",
+    ];
     let report = succeeds(probe("correlate", &flags).args(["--format", "json"])).json();
     let groups = table(&report, "groups");
     assert_eq!(column(groups, "group")[0], "winners");
@@ -212,7 +268,18 @@ fn correlation_has_its_controls() {
 
 #[test]
 fn texts_are_generated_and_judged() {
-    let flags = ["--rounds", "2", "--step", "4", "--max-new-tokens", "24", "--chat-template", "auto", "--format", "json"];
+    let flags = [
+        "--rounds",
+        "2",
+        "--step",
+        "4",
+        "--max-new-tokens",
+        "24",
+        "--chat-template",
+        "auto",
+        "--format",
+        "json",
+    ];
     let report = succeeds(&mut probe("generate", &flags)).json();
     let sentences = table(&report, "sentences");
     let methods = column(sentences, "method");
@@ -224,8 +291,21 @@ fn texts_are_generated_and_judged() {
         let value = column(sentences, score)[top].as_f64().expect(score);
         assert!((0.0..=2.0).contains(&value), "{score}: {value}");
     }
-    refuses(&mut probe("generate", &["--methods", "key-projection"]), 2, &["key-projection"]);
-    let one = ["--instruction", "Please show me some fruits.", "--rounds", "1", "--step", "3", "--judge", "model"];
+    refuses(
+        &mut probe("generate", &["--methods", "key-projection"]),
+        2,
+        &["key-projection"],
+    );
+    let one = [
+        "--instruction",
+        "Please show me some fruits.",
+        "--rounds",
+        "1",
+        "--step",
+        "3",
+        "--judge",
+        "model",
+    ];
     succeeds(probe("generate", &one).args(["--methods", "top", "--format", "json"]));
 }
 
@@ -290,7 +370,9 @@ fn official_solutions_give_their_official_answers() {
         // By another road than a pattern: what stands behind the last hashes, commas taken out.
         let last = solution.rsplit("####").next().expect("an end").trim();
         assert_eq!(gsm8k_gold(solution), Some(last.replace(',', "")));
-        let Gold::Number(written, value) = &problem.gold else { panic!("{problem:?}") };
+        let Gold::Number(written, value) = &problem.gold else {
+            panic!("{problem:?}")
+        };
         assert_eq!(written, last);
         // The corrected parser reads the gold as it is written; the released one fails where there is a comma or a sign.
         assert!(problem.read(last).correct, "{last}");
@@ -300,7 +382,9 @@ fn official_solutions_give_their_official_answers() {
         with_commas += usize::from(last.contains(','));
     }
     assert!(with_commas > 0);
-    let svamp = Problems::read(ProblemSet::Svamp, &unpacked(&svamp, folder.path())).expect("reads").all;
+    let svamp = Problems::read(ProblemSet::Svamp, &unpacked(&svamp, folder.path()))
+        .expect("reads")
+        .all;
     assert_eq!(svamp.len(), 1000);
     let aqua = Problems::read(ProblemSet::Aqua, &aqua).expect("reads").all;
     assert_eq!(aqua.len(), 254);

@@ -89,7 +89,12 @@ mod tests {
 
     #[test]
     fn numbers_by_the_released_code_run_together() {
-        for (text, found) in [("12 or 3", Some("123")), ("3.5", Some("35")), ("-7", Some("7")), ("none", None)] {
+        for (text, found) in [
+            ("12 or 3", Some("123")),
+            ("3.5", Some("35")),
+            ("-7", Some("7")),
+            ("none", None),
+        ] {
             assert_eq!(reference_number(text).as_deref(), found, "{text}");
         }
     }

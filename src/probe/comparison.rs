@@ -28,7 +28,10 @@ impl Metric {
     /// Means over seeds, one for each question that `method` was asked, in the order of the questions.
     fn by_question(&self, method: &str, questions: &[String]) -> Vec<Option<f64>> {
         let mean = |question: &String| {
-            let here = self.values.iter().filter(|v| v.method == method && v.question == *question);
+            let here = self
+                .values
+                .iter()
+                .filter(|v| v.method == method && v.question == *question);
             let values: Vec<f64> = here.map(|v| v.value).collect();
             crate::bench::statistics::mean(&values)
         };
@@ -82,7 +85,15 @@ pub fn means(name: &str, methods: &[String], metrics: &[Metric], seed: u64) -> R
 /// and lower.
 pub fn differences(name: &str, reference: &str, methods: &[String], metrics: &[Metric], seed: u64) -> Result<Table> {
     let columns = [
-        "reference", "method", "metric", "n", "difference", "low", "high", "higher", "lower",
+        "reference",
+        "method",
+        "metric",
+        "n",
+        "difference",
+        "low",
+        "high",
+        "higher",
+        "lower",
     ];
     let questions = questions(metrics);
     let mut table = Table::new(name, columns.map(Column::text).into());
@@ -90,7 +101,11 @@ pub fn differences(name: &str, reference: &str, methods: &[String], metrics: &[M
         for metric in metrics {
             let ours = metric.by_question(reference, &questions);
             let theirs = metric.by_question(method, &questions);
-            let pairs: Vec<(f64, f64)> = ours.into_iter().zip(theirs).filter_map(|(a, b)| Some((a?, b?))).collect();
+            let pairs: Vec<(f64, f64)> = ours
+                .into_iter()
+                .zip(theirs)
+                .filter_map(|(a, b)| Some((a?, b?)))
+                .collect();
             let estimate = paired(&pairs, seed, &format!("{name}/{method}/{}", metric.name));
             let interval = estimate.and_then(|e| e.ci95);
             table.push(vec![
@@ -144,7 +159,13 @@ mod tests {
     #[test]
     fn seeds_are_averaged_before_questions() {
         // Question a: two seeds of `b`, mean 0.5; question c: 1. The mean over questions is 0.75, not 2/3.
-        let metric = metric(&[("a", "b", 0.0), ("a", "b", 1.0), ("c", "b", 1.0), ("a", "x", 0.25), ("c", "x", 1.0)]);
+        let metric = metric(&[
+            ("a", "b", 0.0),
+            ("a", "b", 1.0),
+            ("c", "b", 1.0),
+            ("a", "x", 0.25),
+            ("c", "x", 1.0),
+        ]);
         let methods = ["b".to_owned(), "x".to_owned()];
         let table = means("methods", &methods, std::slice::from_ref(&metric), 0).expect("a table");
         assert_eq!(table.rows[0][1..3], [Cell::from(2usize), Cell::from(0.75)]);

@@ -120,7 +120,10 @@ impl Greedy {
 impl Choose for Greedy {
     fn choose(&mut self, branches: &[usize], logits: &mut [f32]) -> Result<Vec<u32>> {
         let width = logits.len() / branches.len().max(1);
-        logits.chunks_exact_mut(width).map(|row| self.0.sample(row, &[])).collect()
+        logits
+            .chunks_exact_mut(width)
+            .map(|row| self.0.sample(row, &[]))
+            .collect()
     }
 }
 

@@ -196,16 +196,26 @@ pub type WithShuffles<'a> = (Option<f64>, &'a [Option<f32>]);
 /// The share of shuffles whose mean difference over questions is at least as far from that of all shuffles as the real one
 /// is, the real one counted among them; with the mean of the shuffles. Only questions that have the real difference count.
 pub fn against_shuffles(all: &[WithShuffles<'_>]) -> Option<(f64, f64)> {
-    let real: Vec<(f64, &[Option<f32>])> = all.iter().filter_map(|(own, shuffles)| Some(((*own)?, *shuffles))).collect();
+    let real: Vec<(f64, &[Option<f32>])> = all
+        .iter()
+        .filter_map(|(own, shuffles)| Some(((*own)?, *shuffles)))
+        .collect();
     let own = mean(&real.iter().map(|(own, _)| *own).collect::<Vec<_>>())?;
-    let shuffles = real.iter().map(|(_, shuffles)| shuffles.len()).min().filter(|&n| n > 0)?;
+    let shuffles = real
+        .iter()
+        .map(|(_, shuffles)| shuffles.len())
+        .min()
+        .filter(|&n| n > 0)?;
     let one = |shuffle: usize| {
         let values: Vec<f64> = real.iter().filter_map(|(_, s)| s[shuffle].map(f64::from)).collect();
         mean(&values)
     };
     let means: Vec<f64> = (0..shuffles).filter_map(one).collect();
     let centre = mean(&means)?;
-    let beyond = means.iter().filter(|m| (**m - centre).abs() >= (own - centre).abs()).count();
+    let beyond = means
+        .iter()
+        .filter(|m| (**m - centre).abs() >= (own - centre).abs())
+        .count();
     Some(((beyond + 1) as f64 / (means.len() + 1) as f64, centre))
 }
 
@@ -248,7 +258,14 @@ mod tests {
         assert_eq!((found.inside.n, found.outside.n, found.giant.n), (3, 2, 0));
         assert_eq!(found.inside.precision, Some(1.0 / 3.0));
         assert_eq!(found.inside.mean_rank, Some(5.0));
-        assert_eq!(found.outside, Group { n: 2, precision: Some(1.0), mean_rank: Some(5.0) });
+        assert_eq!(
+            found.outside,
+            Group {
+                n: 2,
+                precision: Some(1.0),
+                mean_rank: Some(5.0)
+            }
+        );
         assert!((found.difference.expect("both") + 2.0 / 3.0).abs() < 1e-12);
         // Each inside rank has an outside neighbour that is right: -1, -1, 0.
         assert_eq!(found.matched, 3);
@@ -275,7 +292,11 @@ mod tests {
         let make = |follows: bool, rng: &mut ChaCha8Rng| {
             let mut answers = ranked(&[false; 40]);
             for answer in &mut answers {
-                answer.correct = if follows { answer.token % 20 > 9 } else { rng.random_bool(0.5) };
+                answer.correct = if follows {
+                    answer.token % 20 > 9
+                } else {
+                    rng.random_bool(0.5)
+                };
             }
             answers
         };
@@ -298,7 +319,10 @@ mod tests {
     #[test]
     fn few_ranks_leave_groups_empty_not_zero() {
         let found = correlate(&ranked(&[true]), &[0, 0], 1, &SETTINGS, &mut stream_rng(0, "t"));
-        assert_eq!((found.inside.precision, found.difference, found.matched_difference), (None, None, None));
+        assert_eq!(
+            (found.inside.precision, found.difference, found.matched_difference),
+            (None, None, None)
+        );
         assert_eq!(against_shuffles(&[(found.difference, &found.shuffled)]), None);
     }
 }

@@ -36,7 +36,12 @@ fn cell(value: Option<f64>, why: &str) -> Cell {
 
 /// The tables of a report.
 pub fn tables(rows: &[Ranking], seed: u64) -> Result<Vec<Table>> {
-    Ok(vec![groups(rows, seed)?, differences(rows, seed)?, precision_at(rows, seed)?, questions(rows)?])
+    Ok(vec![
+        groups(rows, seed)?,
+        differences(rows, seed)?,
+        precision_at(rows, seed)?,
+        questions(rows)?,
+    ])
 }
 
 fn groups(rows: &[Ranking], seed: u64) -> Result<Table> {
@@ -77,10 +82,22 @@ fn differences(rows: &[Ranking], seed: u64) -> Result<Table> {
     let all: [(&str, Of, Shuffled); 3] = [
         ("inside_and_giants_less_outside", |c| c.difference_with_giants, NONE),
         ("inside_less_outside", |c| c.difference, |c| &c.shuffled),
-        ("inside_less_outside_at_equal_rank", |c| c.matched_difference, |c| &c.shuffled_matched),
+        (
+            "inside_less_outside_at_equal_rank",
+            |c| c.matched_difference,
+            |c| &c.shuffled_matched,
+        ),
     ];
     let columns = [
-        "comparison", "n", "difference", "low", "high", "below_0", "above_0", "of_shuffled_clusters", "p_against_shuffles",
+        "comparison",
+        "n",
+        "difference",
+        "low",
+        "high",
+        "below_0",
+        "above_0",
+        "of_shuffled_clusters",
+        "p_against_shuffles",
     ];
     let mut table = Table::new("differences", columns.map(Column::text).into());
     let clusterings = rows.first().map_or(0, |row| row.correlations.len());
@@ -115,7 +132,10 @@ fn differences(rows: &[Ranking], seed: u64) -> Result<Table> {
 fn precision_at(rows: &[Ranking], seed: u64) -> Result<Table> {
     let columns = ["measure", "n", "mean", "low", "high"];
     let mut table = Table::new("precision_at", columns.map(Column::text).into());
-    let k = rows.first().and_then(|row| row.correlations.first()).map_or(0, |(_, c)| c.precision_at.len());
+    let k = rows
+        .first()
+        .and_then(|row| row.correlations.first())
+        .map_or(0, |(_, c)| c.precision_at.len());
     let mut push = |name: String, values: Vec<f64>| {
         let estimate = Estimate::of(&values, seed, &name);
         table.push(vec![
@@ -130,14 +150,28 @@ fn precision_at(rows: &[Ranking], seed: u64) -> Result<Table> {
         let of = |row: &Ranking| row.mean_of(|c| c.precision_at.get(at).copied());
         push(format!("precision@{}", at + 1), rows.iter().filter_map(of).collect())?;
     }
-    push("map_at_10".into(), rows.iter().filter_map(|row| row.mean_of(|c| Some(c.map_at_10))).collect())?;
+    push(
+        "map_at_10".into(),
+        rows.iter()
+            .filter_map(|row| row.mean_of(|c| Some(c.map_at_10)))
+            .collect(),
+    )?;
     Ok(table)
 }
 
 fn questions(rows: &[Ranking]) -> Result<Table> {
     let columns = [
-        "question", "complete_list", "precision_winners", "precision_inside", "precision_giant", "precision_outside", "inside",
-        "giant", "outside", "difference", "matched_difference",
+        "question",
+        "complete_list",
+        "precision_winners",
+        "precision_inside",
+        "precision_giant",
+        "precision_outside",
+        "inside",
+        "giant",
+        "outside",
+        "difference",
+        "matched_difference",
     ];
     let mut table = Table::new("questions", columns.map(Column::text).into());
     for row in rows {

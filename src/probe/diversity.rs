@@ -58,7 +58,10 @@ fn bleu(candidate: &[String], references: &[&[String]]) -> f64 {
             }
         }
         let own = grams(candidate, n);
-        let matched: usize = own.iter().map(|(gram, &count)| count.min(best.get(gram).copied().unwrap_or(0))).sum();
+        let matched: usize = own
+            .iter()
+            .map(|(gram, &count)| count.min(best.get(gram).copied().unwrap_or(0)))
+            .sum();
         let total = candidate.len().saturating_sub(n - 1).max(1) as f64;
         if n == 1 && matched == 0 {
             return 0.0;
@@ -66,9 +69,16 @@ fn bleu(candidate: &[String], references: &[&[String]]) -> f64 {
         log_sum += (if matched == 0 { 0.1 } else { matched as f64 } / total).ln() / 4.0;
     }
     let length = candidate.len();
-    let closest = references.iter().map(|r| r.len()).min_by_key(|&r| (r.abs_diff(length), r));
+    let closest = references
+        .iter()
+        .map(|r| r.len())
+        .min_by_key(|&r| (r.abs_diff(length), r));
     let closest = closest.unwrap_or(0);
-    let penalty = if length > closest { 0.0 } else { 1.0 - closest as f64 / length.max(1) as f64 };
+    let penalty = if length > closest {
+        0.0
+    } else {
+        1.0 - closest as f64 / length.max(1) as f64
+    };
     (penalty + log_sum).exp()
 }
 
@@ -80,7 +90,11 @@ pub fn self_bleu(texts: &[Vec<String>]) -> Option<f64> {
     }
     let one = |at: usize| {
         let references: Vec<&[String]> = (0..texts.len()).filter(|&i| i != at).map(|i| &texts[i][..]).collect();
-        if texts[at].is_empty() { 0.0 } else { bleu(&texts[at], &references) }
+        if texts[at].is_empty() {
+            0.0
+        } else {
+            bleu(&texts[at], &references)
+        }
     };
     Some((0..texts.len()).map(one).sum::<f64>() / texts.len() as f64)
 }
@@ -149,7 +163,10 @@ mod tests {
 
     #[test]
     fn words_are_lower_case_runs_and_signs() {
-        assert_eq!(words("It's 3.5 O'Clock!"), ["it", "'", "s", "3", ".", "5", "o", "'", "clock", "!"]);
+        assert_eq!(
+            words("It's 3.5 O'Clock!"),
+            ["it", "'", "s", "3", ".", "5", "o", "'", "clock", "!"]
+        );
     }
 
     #[test]
@@ -179,7 +196,14 @@ mod tests {
     }
 
     const NLTK: [(&[&str], f64); 3] = [
-        (&["the cat sat on the mat", "the cat lay on the mat", "a dog ran away from the cat"], 0.19266205624013857),
+        (
+            &[
+                "the cat sat on the mat",
+                "the cat lay on the mat",
+                "a dog ran away from the cat",
+            ],
+            0.19266205624013857,
+        ),
         (&["a b c d e f", "a b c d", "a b x y z"], 0.46685182262425645),
         (&["the the the the", "the cat"], 0.0676768246468356),
     ];

@@ -77,7 +77,10 @@ impl GenerationTask {
     pub fn accepts(&self, text: &str) -> bool {
         let words = words(text);
         let has = |list: &[String]| list.iter().any(|word| words.contains(word));
-        let visible = words.iter().filter(|word| word.chars().any(char::is_alphanumeric)).count();
+        let visible = words
+            .iter()
+            .filter(|word| word.chars().any(char::is_alphanumeric))
+            .count();
         visible >= self.least_words.max(1) && (self.wanted.is_empty() || has(&self.wanted)) && !has(&self.unwanted)
     }
 }

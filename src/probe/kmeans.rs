@@ -150,7 +150,14 @@ fn assign<B: Backend>(backend: &B, rows: &Rows, norms: &[f32], centres: &[f32]) 
     let mut products = backend.zeros(BLOCK * k);
     let parts = labels.chunks_mut(BLOCK).zip(distances.chunks_mut(BLOCK));
     for ((block, norms), (labels, distances)) in rows.data.chunks(BLOCK * d).zip(norms.chunks(BLOCK)).zip(parts) {
-        backend.linear(&backend.upload(block), labels.len(), &matrix, None, false, &mut products);
+        backend.linear(
+            &backend.upload(block),
+            labels.len(),
+            &matrix,
+            None,
+            false,
+            &mut products,
+        );
         let products = backend.download(&products);
         labels
             .par_iter_mut()
@@ -253,11 +260,7 @@ fn lloyd<B: Backend>(
         means(rows, &found, config.distance, &mut centres);
         settled = found == labels;
         labels = found;
-        let moved: f64 = centres
-            .iter()
-            .zip(&before)
-            .map(|(a, b)| f64::from(a - b).powi(2))
-            .sum();
+        let moved: f64 = centres.iter().zip(&before).map(|(a, b)| f64::from(a - b).powi(2)).sum();
         if settled || moved <= bound && config.tolerance > 0.0 {
             converged = true;
             break;

@@ -46,10 +46,10 @@ impl Question {
         }
         for (alias, answer) in aliases {
             let Some(&at) = spellings.get(&normalised(answer)) else {
-                return Err(
-                    fault(format!("has the alias `{alias}` of `{answer}`, which is no answer of it"))
-                        .help("add the answer, or name one that is there"),
-                );
+                return Err(fault(format!(
+                    "has the alias `{alias}` of `{answer}`, which is no answer of it"
+                ))
+                .help("add the answer, or name one that is there"));
             };
             spellings.entry(normalised(alias)).or_insert(at);
         }
@@ -78,9 +78,7 @@ impl Question {
         let name = normalised(text);
         let without_article = name.strip_prefix("the").filter(|rest| !rest.is_empty());
         let found = self.spellings.get(&name);
-        found
-            .or_else(|| self.spellings.get(without_article?))
-            .copied()
+        found.or_else(|| self.spellings.get(without_article?)).copied()
     }
 }
 
@@ -245,12 +243,19 @@ mod tests {
             std::fs::write(&path, text).expect("a writable folder");
             Questions::read(&path)
         };
-        let good = r#"[{"id": "a", "instruction": "Name a sea.", "answers": ["Red Sea"], "aliases": {"rs": "Red Sea"}}]"#;
+        let good =
+            r#"[{"id": "a", "instruction": "Name a sea.", "answers": ["Red Sea"], "aliases": {"rs": "Red Sea"}}]"#;
         let questions = read(good).expect("reads");
-        assert_eq!((questions.all[0].find("RS"), questions.all[0].complete), (Some(0), false));
+        assert_eq!(
+            (questions.all[0].find("RS"), questions.all[0].complete),
+            (Some(0), false)
+        );
         for (text, wanted) in [
             (r#"{"id": "a", "category": "x", "answers": []}"#, "is empty"),
-            (r#"{"id": "a", "answers": ["x"]}"#, "neither `instruction` nor `category`"),
+            (
+                r#"{"id": "a", "answers": ["x"]}"#,
+                "neither `instruction` nor `category`",
+            ),
             (
                 r#"{"id": "a", "category": "x", "answers": ["x"], "aliases": {"y": "z"}}"#,
                 "alias `y` of `z`",

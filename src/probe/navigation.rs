@@ -202,7 +202,11 @@ impl Explorer<'_> {
             }
             Method::Temperature | Method::TopP => {
                 let config = SamplingConfig {
-                    temperature: if method == Method::TopP { 1.0 } else { settings.temperature },
+                    temperature: if method == Method::TopP {
+                        1.0
+                    } else {
+                        settings.temperature
+                    },
                     top_p: (method == Method::TopP).then_some(settings.top_p),
                     seed,
                     ..SamplingConfig::default()
@@ -295,7 +299,11 @@ impl Explorer<'_> {
                 },
             )?;
             let taken = firsts.take(&navigated.logits, self.settings.step);
-            let from = if method == Method::IcnContinued { &prompt.ids } else { start };
+            let from = if method == Method::IcnContinued {
+                &prompt.ids
+            } else {
+                start
+            };
             all.extend(self.complete(completer, from, &taken, number, &mut Greedy::new()?)?);
         }
         Ok(all)
@@ -314,7 +322,9 @@ impl Explorer<'_> {
         for number in 0..self.settings.rounds {
             let logits = match method {
                 Method::ClusterPenalty => {
-                    let clusters = self.clusters.ok_or_else(|| Error::bug("a cluster penalty without clusters"))?;
+                    let clusters = self
+                        .clusters
+                        .ok_or_else(|| Error::bug("a cluster penalty without clusters"))?;
                     repulsion::penalised(&reading.logits, clusters, &firsts.tokens, self.settings.cluster_penalty)
                 }
                 _ => {

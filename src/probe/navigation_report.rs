@@ -77,12 +77,16 @@ fn metrics(rows: &[&Exploration]) -> Vec<Metric> {
     vec![
         metric("precision", rows, |r| r.scores.precision),
         metric("recall", rows, |r| r.scores.recall),
-        metric("recall_at_equal_cost", rows, |r| recall_within(&r.answers, budget(r), r.list_size)),
+        metric("recall_at_equal_cost", rows, |r| {
+            recall_within(&r.answers, budget(r), r.list_size)
+        }),
         metric("distinct", rows, |r| r.scores.distinct),
         metric("new_and_right", rows, |r| r.scores.new_and_right),
         metric("map_at_10", rows, |r| r.scores.map_at_10),
         metric("unclosed", rows, |r| r.scores.unclosed),
-        metric("recall_by_first_tokens", rows, |r| r.first_tokens.min(r.answers.len()) as f64 / r.list_size.max(1) as f64),
+        metric("recall_by_first_tokens", rows, |r| {
+            r.first_tokens.min(r.answers.len()) as f64 / r.list_size.max(1) as f64
+        }),
         metric("generated_tokens", rows, |r| r.cost.generated_tokens as f64),
         metric("read_tokens", rows, |r| r.cost.read_tokens as f64),
     ]
@@ -94,13 +98,21 @@ pub fn report(rows: &[Exploration], methods: &[String], seed: u64) -> Result<Nav
     let complete: Vec<&Exploration> = rows.iter().filter(|row| row.complete_list).collect();
     let all_metrics = metrics(&all);
     let (first, rest) = all_metrics.split_at(FIRST);
-    let mut tables = vec![means("methods", methods, first, seed)?, means("methods_more", methods, rest, seed)?];
+    let mut tables = vec![
+        means("methods", methods, first, seed)?,
+        means("methods_more", methods, rest, seed)?,
+    ];
     if let Some(reference) = methods.first() {
         tables.push(differences("differences", reference, methods, first, seed)?);
     }
     let mut more = Vec::new();
     if !complete.is_empty() && complete.len() < all.len() {
-        more.push(means("methods_on_complete_lists", methods, &metrics(&complete)[..FIRST], seed)?);
+        more.push(means(
+            "methods_on_complete_lists",
+            methods,
+            &metrics(&complete)[..FIRST],
+            seed,
+        )?);
     }
     more.extend(geometry(rows, seed)?);
     Ok(NavigationReport {
@@ -116,7 +128,12 @@ pub fn report(rows: &[Exploration], methods: &[String], seed: u64) -> Result<Nav
 const FIRST: usize = 4;
 
 fn timing(rows: &[&Exploration], methods: &[String]) -> Result<Table> {
-    let columns = [Column::text("method"), Column::text("n"), Column::new("wall_mean_s", "s"), Column::new("tokens_per_s", "1/s")];
+    let columns = [
+        Column::text("method"),
+        Column::text("n"),
+        Column::new("wall_mean_s", "s"),
+        Column::new("tokens_per_s", "1/s"),
+    ];
     let mut table = Table::new("timing", columns.into());
     for method in methods {
         let here: Vec<&&Exploration> = rows.iter().filter(|row| row.method == *method).collect();
@@ -126,8 +143,16 @@ fn timing(rows: &[&Exploration], methods: &[String]) -> Result<Table> {
         table.push(vec![
             method.as_str().into(),
             here.len().into(),
-            if here.is_empty() { why() } else { (seconds / here.len() as f64).into() },
-            if here.is_empty() { why() } else { (tokens / seconds).into() },
+            if here.is_empty() {
+                why()
+            } else {
+                (seconds / here.len() as f64).into()
+            },
+            if here.is_empty() {
+                why()
+            } else {
+                (tokens / seconds).into()
+            },
         ])?;
     }
     Ok(table)
@@ -158,7 +183,15 @@ fn geometry(rows: &[Exploration], seed: u64) -> Result<Option<Table>> {
         return Ok(None);
     }
     let columns = [
-        "round", "measure", "n", "start", "navigated", "placebo", "navigated_minus_placebo", "low", "high",
+        "round",
+        "measure",
+        "n",
+        "start",
+        "navigated",
+        "placebo",
+        "navigated_minus_placebo",
+        "low",
+        "high",
     ];
     let mut table = Table::new("geometry", columns.map(Column::text).into());
     for round in 1..rounds {
@@ -200,7 +233,8 @@ fn figure(rows: &[Exploration], methods: &[String]) -> Result<Option<String>> {
     let line = |method: &String| {
         let here: Vec<&Exploration> = rows.iter().filter(|row| row.method == *method).collect();
         let point = |(place, &count): (usize, &usize)| {
-            let of = |row: &&Exploration| Scores::of(&row.answers[..count.min(row.answers.len())], row.list_size).recall;
+            let of =
+                |row: &&Exploration| Scores::of(&row.answers[..count.min(row.answers.len())], row.list_size).recall;
             let recalls: Vec<f64> = here.iter().map(of).collect();
             let error = crate::bench::statistics::standard_error(&recalls);
             mean(&recalls).map(|mean| (place, mean, error))

@@ -1,7 +1,7 @@
 //! Word problems: GSM8K, SVAMP and AQuA in their public files, and templated arithmetic from a seed.
 
-use super::answers::{gsm8k_gold, same_number};
 use super::answers;
+use super::answers::{gsm8k_gold, same_number};
 use crate::error::{Error, Result, io_error};
 use crate::eval::demo_corpus::word_problem;
 use crate::manifest::sha256;
@@ -104,8 +104,12 @@ struct Row<'a> {
 
 impl Row<'_> {
     fn fault(&self, key: &str, what: &str) -> Error {
-        Error::user(format!("`{}`, row {}: key `{key}` {what}", self.path.display(), self.number))
-            .help("name the data set's own file, and its name with `--set-name`")
+        Error::user(format!(
+            "`{}`, row {}: key `{key}` {what}",
+            self.path.display(),
+            self.number
+        ))
+        .help("name the data set's own file, and its name with `--set-name`")
     }
 
     fn text(&self, key: &str) -> Result<&str> {
@@ -120,7 +124,13 @@ impl Row<'_> {
                 let gold = gold.ok_or_else(|| self.fault("answer", "has no `#### ` with a number"))?;
                 let value = gold.parse().map_err(|_| self.fault("answer", "ends in no number"))?;
                 // As the data write it, commas and all: the released code compares that.
-                let written = self.text("answer")?.rsplit("### ").next().unwrap_or(&gold).trim().to_owned();
+                let written = self
+                    .text("answer")?
+                    .rsplit("### ")
+                    .next()
+                    .unwrap_or(&gold)
+                    .trim()
+                    .to_owned();
                 (self.text("question")?.to_owned(), Gold::Number(written, value))
             }
             ProblemSet::Svamp => {
@@ -144,7 +154,10 @@ impl Row<'_> {
                     })
                     .collect();
                 let correct = self.text("correct")?.trim();
-                let gold = correct.chars().next().filter(|c| ('A'..='E').contains(c) && correct.len() == 1);
+                let gold = correct
+                    .chars()
+                    .next()
+                    .filter(|c| ('A'..='E').contains(c) && correct.len() == 1);
                 let gold = gold.ok_or_else(|| self.fault("correct", "is none of A to E"))?;
                 let question = format!("Question: {}\n{}", self.text("question")?, options.join("\n"));
                 (question, Gold::Choice(gold))
@@ -190,7 +203,8 @@ impl Problems {
             serde_json::from_str(&text).map_err(|e| broken(0, &e.to_string()))?
         } else {
             let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-            let row = |(at, line): (usize, &str)| serde_json::from_str(line).map_err(|e| broken(at + 1, &e.to_string()));
+            let row =
+                |(at, line): (usize, &str)| serde_json::from_str(line).map_err(|e| broken(at + 1, &e.to_string()));
             lines.map(row).collect::<Result<_>>()?
         };
         let mut all = Vec::with_capacity(rows.len());
@@ -242,7 +256,10 @@ mod tests {
         let problem = read(ProblemSet::Gsm8k, "{\"question\": \"?\", \"answer\": \"### 1,250\"}").expect("reads");
         let problem = &problem.all[0];
         for text in ["1,250", "1250", "$1,250.00"] {
-            assert!(!problem.read_as_released(text).correct && problem.read(text).correct, "{text}");
+            assert!(
+                !problem.read_as_released(text).correct && problem.read(text).correct,
+                "{text}"
+            );
         }
         let small = Problem {
             gold: Gold::Number("18".into(), 18.0),
@@ -257,10 +274,22 @@ mod tests {
     #[test]
     fn faults_name_row_and_key() {
         for (set, text, wanted) in [
-            (ProblemSet::Gsm8k, r#"{"question": "?"}"#, "row 1: key `answer` is missing"),
+            (
+                ProblemSet::Gsm8k,
+                r#"{"question": "?"}"#,
+                "row 1: key `answer` is missing",
+            ),
             (ProblemSet::Gsm8k, r#"{"question": "?", "answer": "4"}"#, "`#### `"),
-            (ProblemSet::Svamp, r#"[{"Body": "b", "Question": "q", "Answer": "x"}]"#, "`Answer` is no number"),
-            (ProblemSet::Aqua, r#"{"question": "?", "options": [], "correct": "F"}"#, "none of A to E"),
+            (
+                ProblemSet::Svamp,
+                r#"[{"Body": "b", "Question": "q", "Answer": "x"}]"#,
+                "`Answer` is no number",
+            ),
+            (
+                ProblemSet::Aqua,
+                r#"{"question": "?", "options": [], "correct": "F"}"#,
+                "none of A to E",
+            ),
             (ProblemSet::Aqua, "[1]", "no JSON object"),
             (ProblemSet::Aqua, "[]", "holds no problems"),
             (ProblemSet::Aqua, "nothing", "row 1"),

@@ -118,7 +118,10 @@ mod tests {
     #[test]
     fn an_unfinished_item_is_none() {
         assert_eq!(Form::List.item("a b", Finish::Length), None);
-        assert_eq!(Form::Paragraphs.item(" It rained.", Finish::StopString), Some("It rained."));
+        assert_eq!(
+            Form::Paragraphs.item(" It rained.", Finish::StopString),
+            Some("It rained.")
+        );
         assert_eq!(Form::Paragraphs.item("It rained", Finish::Length), None);
     }
 

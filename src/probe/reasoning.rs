@@ -191,7 +191,11 @@ impl Reasoner<'_> {
             PathMethod::Icn => self.navigated(completer, problem, &start)?,
             PathMethod::Top | PathMethod::Greedy => {
                 let logits = completer.read(&start)?.logits;
-                let count = if method == PathMethod::Greedy { 1 } else { self.settings.paths };
+                let count = if method == PathMethod::Greedy {
+                    1
+                } else {
+                    self.settings.paths
+                };
                 let mut probed = HashSet::new();
                 let mut firsts = Vec::new();
                 while let (true, Some(first)) = (firsts.len() < count, next_first(completer, &logits, &mut probed)) {
@@ -274,7 +278,9 @@ impl Reasoner<'_> {
         let said = self.encoder.tokenizer.decode(&completion.ids, true)?;
         // A model that knows no second way goes on to its final answer.
         let end = ["#", "**Final Answer"].iter().filter_map(|mark| said.find(mark)).min();
-        let text = format!("{STEP}{}", &said[..end.unwrap_or(said.len())]).trim_end().to_owned();
+        let text = format!("{STEP}{}", &said[..end.unwrap_or(said.len())])
+            .trim_end()
+            .to_owned();
         let rule = StopRule {
             within_token: match self.settings.wording {
                 Wording::Released => &['"'],
@@ -286,7 +292,9 @@ impl Reasoner<'_> {
         let mut logits = completer.read(&prompt)?.logits;
         let first = Greedy::new()?.choose(&[0], &mut logits)?;
         let answers = completer.complete(&prompt, &first, &rule, self.settings.answer_tokens, &mut Greedy::new()?)?;
-        let answer = answers.first().ok_or_else(|| Error::bug("one first token gave no completion"))?;
+        let answer = answers
+            .first()
+            .ok_or_else(|| Error::bug("one first token gave no completion"))?;
         let answer = self.encoder.tokenizer.decode(&answer.ids, true)?;
         let answer = match answer.find(rule.within_token) {
             Some(at) => answer[..at].to_owned(),
@@ -308,11 +316,7 @@ impl Reasoner<'_> {
 const STEP: &str = "* **Step 1:**\n";
 
 /// The best of the first [`POOL`] ranks whose text was not used before.
-fn next_first<B: Backend>(
-    completer: &Completer<'_, B>,
-    logits: &[f32],
-    probed: &mut HashSet<String>,
-) -> Option<u32> {
+fn next_first<B: Backend>(completer: &Completer<'_, B>, logits: &[f32], probed: &mut HashSet<String>) -> Option<u32> {
     let texts = completer.texts();
     let ranked = texts.ranked(logits).into_iter().take(POOL);
     let mut fresh = ranked.filter_map(|id| texts.get(id).map(|text| (id, text)));

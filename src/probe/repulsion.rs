@@ -71,7 +71,10 @@ mod tests {
     #[expect(clippy::float_cmp, reason = "small whole numbers")]
     fn each_explored_token_costs_its_cluster() {
         let clusters = Clustering::imported(vec![0, 1, 0, 2]);
-        assert_eq!(penalised(&[5.0, 5.0, 5.0, 5.0], &clusters, &[0, 2, 3], 1.5), [2.0, 5.0, 2.0, 3.5]);
+        assert_eq!(
+            penalised(&[5.0, 5.0, 5.0, 5.0], &clusters, &[0, 2, 3], 1.5),
+            [2.0, 5.0, 2.0, 3.5]
+        );
     }
 
     #[test]

@@ -83,7 +83,9 @@ pub fn mean_precision(correct: &[bool], k: usize) -> f64 {
 /// How a name is compared with others: the list's spelling, else letters and digits.
 fn identity(answer: &Answer) -> Option<String> {
     let text = answer.text.as_deref()?;
-    Some(crate::eval::demo_corpus::normalised(answer.member.as_deref().unwrap_or(text)))
+    Some(crate::eval::demo_corpus::normalised(
+        answer.member.as_deref().unwrap_or(text),
+    ))
 }
 
 /// Members found by the answers whose tokens fit into `budget`, as a share of `size`.

@@ -118,7 +118,9 @@ fn needed_bytes(vocab_size: usize, dim: usize, clusters: usize) -> usize {
 fn cluster(args: &MeansArgs, mut rows: Rows, config: &KMeansConfig, context: &Context) -> Result<Found> {
     let started = Instant::now();
     rows.prepare(&Cpu, preparation(args))?;
-    let bar = context.printer.progress((config.max_iterations * config.restarts) as u64, "k-means");
+    let bar = context
+        .printer
+        .progress((config.max_iterations * config.restarts) as u64, "k-means");
     let found = kmeans::fit(&Cpu, &mut rows, config, &mut |iteration, inertia| {
         bar.advance(1);
         bar.set_message(&format!("k-means, iteration {iteration}, distances {inertia:.4e}"));
@@ -165,7 +167,11 @@ fn shown(tokenizer: Option<&Tokenizer>, id: u32) -> Result<String> {
         return Ok(format!("<row {id}>"));
     };
     let text = tokenizer.decode(&[id], false)?;
-    let named = if text.is_empty() { tokenizer.id_to_token(id) } else { Some(text) };
+    let named = if text.is_empty() {
+        tokenizer.id_to_token(id)
+    } else {
+        Some(text)
+    };
     Ok(named.map_or_else(|| format!("<row {id}>"), |text| format!("{text:?}")))
 }
 
@@ -192,7 +198,11 @@ fn table(tokenizer: Option<&Tokenizer>, distances: &[Vec<(f64, u32)>], show: usi
             cluster.into(),
             members.len().into(),
             (sum / total).into(),
-            if members.is_empty() { Cell::missing("empty") } else { mean.into() },
+            if members.is_empty() {
+                Cell::missing("empty")
+            } else {
+                mean.into()
+            },
             names.into(),
         ])?;
     }
@@ -213,11 +223,20 @@ fn summary(found: &Found, tokens: usize, distances: &[Vec<(f64, u32)>]) -> Resul
         ("keys without a token", (total as usize).saturating_sub(tokens).into()),
         ("clusters", sizes.len().into()),
         ("empty", sizes.iter().filter(|&&s| s == 0.0).count().into()),
-        ("smallest", sizes.first().map_or(Cell::missing("none"), |&s| (s as usize).into())),
+        (
+            "smallest",
+            sizes.first().map_or(Cell::missing("none"), |&s| (s as usize).into()),
+        ),
         ("median size", median.into()),
         ("mean size", (total / sizes.len().max(1) as f64).into()),
-        ("largest", sizes.last().map_or(Cell::missing("none"), |&s| (s as usize).into())),
-        ("inertia minimised", means.map_or(Cell::missing(none), |m| m.inertia.into())),
+        (
+            "largest",
+            sizes.last().map_or(Cell::missing("none"), |&s| (s as usize).into()),
+        ),
+        (
+            "inertia minimised",
+            means.map_or(Cell::missing(none), |m| m.inertia.into()),
+        ),
         ("inertia in the model's space", inertia.into()),
         ("iterations", means.map_or(Cell::missing(none), |m| m.iterations.into())),
         ("converged", means.map_or(Cell::missing(none), |m| m.converged.into())),
@@ -254,7 +273,10 @@ pub(super) fn run(args: &ClustersArgs, context: &Context) -> Result<Outcome> {
         let mut table = Table::new("plan", vec![Column::text("what"), Column::text("value")]);
         for (what, value) in [
             ("model", located.files.reference.clone()),
-            ("keys", format!("{vocab_size} of {dim} elements, `{}`", key_tensor(&located.config).name)),
+            (
+                "keys",
+                format!("{vocab_size} of {dim} elements, `{}`", key_tensor(&located.config).name),
+            ),
             ("clusters", config.clusters.to_string()),
             ("memory", human_bytes(needed)),
         ] {

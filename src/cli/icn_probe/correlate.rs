@@ -9,9 +9,7 @@ use crate::exit::Outcome;
 use crate::kernels::cpu::Cpu;
 use crate::probe::clusters::Clustering;
 use crate::probe::completion::{Completer, Greedy};
-use crate::probe::correlation::{
-    CorrelationSettings, RankedAnswer, correlate, shuffle_rng,
-};
+use crate::probe::correlation::{CorrelationSettings, RankedAnswer, correlate, shuffle_rng};
 use crate::probe::correlation_report::{Ranking, tables};
 use crate::probe::key_space::Rows;
 use crate::probe::lists::{Question, Questions};
@@ -120,7 +118,10 @@ fn plan(args: &CorrelateArgs, context: &Context) -> Result<Plan> {
     put("judge", judge);
     let choice = &args.clusters;
     let hash = imported.as_ref().map(Clustering::hash);
-    put("clusters", json!({"imported": hash, "k": choice.k, "distance": choice.distance}));
+    put(
+        "clusters",
+        json!({"imported": hash, "k": choice.k, "distance": choice.distance}),
+    );
     Ok(Plan {
         engine,
         questions,
@@ -138,7 +139,11 @@ fn rank(
     question: &Question,
     judge: &mut dyn FnMut(&str) -> Result<bool>,
 ) -> Result<Vec<RankedAnswer>> {
-    let prompt = plan.engine.prompts(Form::List).with_list(&question.instruction, &[])?.ids;
+    let prompt = plan
+        .engine
+        .prompts(Form::List)
+        .with_list(&question.instruction, &[])?
+        .ids;
     let logits = completer.read(&prompt)?.logits;
     let mut firsts = completer.texts().ranked(&logits);
     firsts.truncate(args.top);
@@ -179,7 +184,12 @@ fn clusterings(plan: &Plan, args: &CorrelateArgs, context: &Context) -> Result<V
 }
 
 fn measure(plan: &Plan, args: &CorrelateArgs, run: &mut Run<'_>, context: &Context) -> Result<()> {
-    let open: Vec<&Question> = plan.questions.all.iter().filter(|q| !run.sink().is_done(&q.id, "ranking")).collect();
+    let open: Vec<&Question> = plan
+        .questions
+        .all
+        .iter()
+        .filter(|q| !run.sink().is_done(&q.id, "ranking"))
+        .collect();
     if open.is_empty() {
         return Ok(());
     }
@@ -239,5 +249,11 @@ pub(super) fn run(args: &CorrelateArgs, context: &Context) -> Result<Outcome> {
         ..Findings::default()
     };
     let data = Measured::Value(plan.questions.sha256.clone());
-    run.finish(&plan.engine, outcome, data, &[("correlate", args.ranking.seed)], findings)
+    run.finish(
+        &plan.engine,
+        outcome,
+        data,
+        &[("correlate", args.ranking.seed)],
+        findings,
+    )
 }

@@ -186,7 +186,9 @@ impl ClusterChoice {
             restarts: 1,
             seed,
         };
-        context.printer.status("clustering", &format!("{vocab_size} keys into {}", config.clusters));
+        context
+            .printer
+            .status("clustering", &format!("{vocab_size} keys into {}", config.clusters));
         let mut rows = keys.clone();
         let found = kmeans::fit(&Cpu, &mut rows, &config, &mut |_, _| !context.interrupt.is_raised())?;
         Ok(Clustering {
@@ -273,10 +275,10 @@ impl JudgeArgs {
         match (name, &self.judge_command) {
             (JudgeName::Command, None) => Err(Error::user("`--judge command` needs the command")
                 .help("pass it with `--judge-command \"python3 judge.py\"`")),
-            (JudgeName::List | JudgeName::Model, Some(_)) => {
-                Err(Error::user("`--judge-command` is given, but another judge is asked for")
-                    .help("leave out `--judge`, or pass `--judge command`"))
-            }
+            (JudgeName::List | JudgeName::Model, Some(_)) => Err(Error::user(
+                "`--judge-command` is given, but another judge is asked for",
+            )
+            .help("leave out `--judge`, or pass `--judge command`")),
             _ => Ok(name),
         }
     }

@@ -81,7 +81,15 @@ fn plan(args: &GenerateArgs, context: &Context) -> Result<Plan> {
     let judge = args.judge.config()?;
     let tasks = args.tasks.tasks()?;
     // Clusters and keys are for short answers; a text is not in the cluster of its first token.
-    let known = [Method::Icn, Method::IcnContinued, Method::IcnPlacebo, Method::Top, Method::Temperature, Method::TopP, Method::DiverseBeam];
+    let known = [
+        Method::Icn,
+        Method::IcnContinued,
+        Method::IcnPlacebo,
+        Method::Top,
+        Method::Temperature,
+        Method::TopP,
+        Method::DiverseBeam,
+    ];
     let methods = args.navigation.methods(&known)?;
     let batch = args.navigation.batch(&methods, args.engine.asking.batch);
     let engine = Engine::plan(&args.engine, settings.max_new_tokens, batch, context)?;
@@ -92,7 +100,14 @@ fn plan(args: &GenerateArgs, context: &Context) -> Result<Plan> {
     put("settings", json!(settings));
     put("seed", json!(args.navigation.seed));
     put("seeds", json!(args.navigation.seeds));
-    put("validity", if args.judge.name()? == JudgeName::List { json!("words") } else { judge });
+    put(
+        "validity",
+        if args.judge.name()? == JudgeName::List {
+            json!("words")
+        } else {
+            judge
+        },
+    );
     Ok(Plan {
         engine,
         tasks,
@@ -124,7 +139,12 @@ fn set(
     let found = explorer.explore(completer, method, &question, &unrelated, seed, &mut |_, _| Ok(()))?;
     let (cost, wall_s) = (completer.cost().since(before), started.elapsed().as_secs_f64());
     let texts: Vec<Option<String>> = found.into_iter().map(|found| found.text).collect();
-    let finished: Vec<String> = texts.iter().flatten().filter(|text| !text.is_empty()).cloned().collect();
+    let finished: Vec<String> = texts
+        .iter()
+        .flatten()
+        .filter(|text| !text.is_empty())
+        .cloned()
+        .collect();
     let mut embeddings = Vec::with_capacity(finished.len());
     for text in &finished {
         embeddings.push(completer.embed(&plan.engine.tokenizer.encode(text, true)?)?);
@@ -137,7 +157,12 @@ fn set(
         });
     }
     let n = texts.len().max(1) as f64;
-    let distinct: HashSet<&String> = texts.iter().zip(&accepted).filter(|(_, ok)| **ok).filter_map(|(t, _)| t.as_ref()).collect();
+    let distinct: HashSet<&String> = texts
+        .iter()
+        .zip(&accepted)
+        .filter(|(_, ok)| **ok)
+        .filter_map(|(t, _)| t.as_ref())
+        .collect();
     Ok(GeneratedSet {
         task: task.id.clone(),
         method: method.name().to_owned(),
@@ -232,7 +257,12 @@ fn tables(rows: &[GeneratedSet], tasks: &[GenerationTask], methods: &[String], s
             let sets = here.iter().filter(|row| row.method == *method).count();
             let mut row: Vec<Cell> = vec![method.as_str().into(), sets.into()];
             row.extend(metrics.iter().map(|metric| {
-                let values: Vec<f64> = metric.values.iter().filter(|v| v.method == *method).map(|v| v.value).collect();
+                let values: Vec<f64> = metric
+                    .values
+                    .iter()
+                    .filter(|v| v.method == *method)
+                    .map(|v| v.value)
+                    .collect();
                 crate::bench::statistics::mean(&values).map_or_else(|| Cell::missing("no text"), Cell::from)
             }));
             table.push(row)?;
@@ -276,5 +306,11 @@ pub(super) fn run(args: &GenerateArgs, context: &Context) -> Result<Outcome> {
         ..Findings::default()
     };
     let data = Measured::Value(GenerationTask::hash(&plan.tasks));
-    run.finish(&plan.engine, outcome, data, &[("generate", args.navigation.seed)], findings)
+    run.finish(
+        &plan.engine,
+        outcome,
+        data,
+        &[("generate", args.navigation.seed)],
+        findings,
+    )
 }

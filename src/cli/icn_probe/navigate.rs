@@ -117,8 +117,10 @@ impl NavigationArgs {
     pub fn methods(&self, known: &[Method]) -> Result<Vec<Method>> {
         if let Some(other) = self.methods.iter().find(|method| !known.contains(method)) {
             let names: Vec<&str> = known.iter().map(|method| method.name()).collect();
-            return Err(Error::user(format!("`--methods {}` is no method of this command", other.name()))
-                .help(format!("pass some of: {}", names.join(", "))));
+            return Err(
+                Error::user(format!("`--methods {}` is no method of this command", other.name()))
+                    .help(format!("pass some of: {}", names.join(", "))),
+            );
         }
         let asked = if self.methods.is_empty() { known } else { &self.methods };
         let mut methods = Vec::new();
@@ -133,7 +135,11 @@ impl NavigationArgs {
     /// Completions in one pass. The groups of a diverse beam choose one after the other, so all must be there.
     pub fn batch(&self, methods: &[Method], wanted: usize) -> usize {
         let answers = self.rounds * self.step;
-        if methods.contains(&Method::DiverseBeam) { answers } else { wanted.min(answers) }
+        if methods.contains(&Method::DiverseBeam) {
+            answers
+        } else {
+            wanted.min(answers)
+        }
     }
 
     /// The seeds that `method` is asked with.
@@ -196,7 +202,10 @@ fn plan(args: &NavigateArgs, context: &Context) -> Result<Plan> {
         let choice = &args.clusters;
         let imported = choice.clusters.as_deref().map(Clustering::load).transpose()?;
         let imported = imported.map(|clustering| clustering.hash());
-        put("clusters", json!({"imported": imported, "k": choice.k, "distance": choice.distance}));
+        put(
+            "clusters",
+            json!({"imported": imported, "k": choice.k, "distance": choice.distance}),
+        );
     }
     Ok(Plan {
         engine,
@@ -246,17 +255,24 @@ impl Exploring<'_> {
         let mut geometry = Vec::new();
         let (mut aside_s, mut aside) = (0.0, 0);
         let prompts = &self.explorer.prompts;
-        let found = self.explorer.explore(completer, method, question, &unrelated, seed, &mut |completer, round| {
-            let Some(keys) = measured else { return Ok(()) };
-            let (started, before) = (Instant::now(), completer.cost());
-            let start = completer.read(&prompts.with_list(&question.instruction, &[])?.ids)?;
-            let placebo = prompts.with_list(&question.instruction, &unrelated[..round.listed])?;
-            let placebo = completer.read(&placebo.ids)?;
-            geometry.push(compared(keys, round, &start, &placebo, &openings));
-            aside_s += started.elapsed().as_secs_f64();
-            aside += completer.cost().since(before).read_tokens;
-            Ok(())
-        })?;
+        let found = self.explorer.explore(
+            completer,
+            method,
+            question,
+            &unrelated,
+            seed,
+            &mut |completer, round| {
+                let Some(keys) = measured else { return Ok(()) };
+                let (started, before) = (Instant::now(), completer.cost());
+                let start = completer.read(&prompts.with_list(&question.instruction, &[])?.ids)?;
+                let placebo = prompts.with_list(&question.instruction, &unrelated[..round.listed])?;
+                let placebo = completer.read(&placebo.ids)?;
+                geometry.push(compared(keys, round, &start, &placebo, &openings));
+                aside_s += started.elapsed().as_secs_f64();
+                aside += completer.cost().since(before).read_tokens;
+                Ok(())
+            },
+        )?;
         let mut cost = completer.cost().since(before);
         cost.read_tokens -= aside;
         let exploration = Exploration {
@@ -290,7 +306,11 @@ impl Exploring<'_> {
 }
 
 fn compared(keys: &Rows, round: &Round<'_>, start: &Reading, placebo: &Reading, openings: &[u32]) -> RoundGeometry {
-    let open: Vec<u32> = openings.iter().copied().filter(|id| !round.explored.contains(id)).collect();
+    let open: Vec<u32> = openings
+        .iter()
+        .copied()
+        .filter(|id| !round.explored.contains(id))
+        .collect();
     let of = |reading: &Reading| measure(reading, start, keys, round.explored, &open);
     RoundGeometry {
         round: round.number,
@@ -323,7 +343,9 @@ fn judged(
             first: completer.texts().get(found.first).unwrap_or_default().to_owned(),
             tokens: found.tokens,
             correct: verdict.as_ref().is_some_and(|v| v.correct),
-            member: verdict.and_then(|v| v.member).filter(|member| found.text.as_ref() != Some(member)),
+            member: verdict
+                .and_then(|v| v.member)
+                .filter(|member| found.text.as_ref() != Some(member)),
             text: found.text,
         });
     }
@@ -403,19 +425,37 @@ pub(super) fn run(args: &NavigateArgs, context: &Context) -> Result<Outcome> {
     {
         return outcome.map(|()| Outcome::Done);
     }
-    let rows: Vec<Exploration> = run.samples()?.iter().map(parsed::<Exploration>).collect::<Result<_>>()?;
+    let rows: Vec<Exploration> = run
+        .samples()?
+        .iter()
+        .map(parsed::<Exploration>)
+        .collect::<Result<_>>()?;
     let mut found = report(&rows, &names, args.navigation.seed)?;
     let mut findings = Findings {
         timing: Some(found.timing),
         aggregates: found.aggregates,
-        files: found.figure.take().map(|svg| ("figure.svg".to_owned(), svg.into_bytes())).into_iter().collect(),
+        files: found
+            .figure
+            .take()
+            .map(|svg| ("figure.svg".to_owned(), svg.into_bytes()))
+            .into_iter()
+            .collect(),
         tables: found.tables,
         more: found.more,
         ..Findings::default()
     };
-    findings.details.insert("interval".into(), json!("percentile bootstrap over questions, 10000 resamples"));
+    findings.details.insert(
+        "interval".into(),
+        json!("percentile bootstrap over questions, 10000 resamples"),
+    );
     let data = Measured::Value(plan.questions.sha256.clone());
-    run.finish(&plan.engine, outcome, data, &[("navigate", args.navigation.seed)], findings)
+    run.finish(
+        &plan.engine,
+        outcome,
+        data,
+        &[("navigate", args.navigation.seed)],
+        findings,
+    )
 }
 
 #[cfg(test)]
@@ -428,10 +468,20 @@ mod tests {
         for question in &questions.all {
             let names = unrelated(question, 150, 3).expect("names");
             assert_eq!(names.len(), 150);
-            assert!(names.iter().all(|name| question.find(name).is_none()), "{}", question.id);
+            assert!(
+                names.iter().all(|name| question.find(name).is_none()),
+                "{}",
+                question.id
+            );
         }
         let first = &questions.all[0];
-        assert_eq!(unrelated(first, 9, 1).expect("names"), unrelated(first, 9, 1).expect("names"));
-        assert_ne!(unrelated(first, 9, 1).expect("names"), unrelated(first, 9, 2).expect("names"));
+        assert_eq!(
+            unrelated(first, 9, 1).expect("names"),
+            unrelated(first, 9, 1).expect("names")
+        );
+        assert_ne!(
+            unrelated(first, 9, 1).expect("names"),
+            unrelated(first, 9, 2).expect("names")
+        );
     }
 }

@@ -90,8 +90,10 @@ fn problems(args: &ReasonArgs) -> Result<Problems> {
     let mut problems = match (set_name, data) {
         (ProblemSet::Templated, None) => Problems::templated(limit.unwrap_or(100), args.paths.seed),
         (ProblemSet::Templated, Some(_)) => {
-            return Err(Error::user("`--data` is given, but templated problems are made from the seed")
-                .help("name the data set, such as `--set-name gsm8k`"));
+            return Err(
+                Error::user("`--data` is given, but templated problems are made from the seed")
+                    .help("name the data set, such as `--set-name gsm8k`"),
+            );
         }
         (_, None) => {
             return Err(Error::user("this set of problems is read from a file")
@@ -118,10 +120,16 @@ fn plan(args: &ReasonArgs, context: &Context) -> Result<Plan> {
         path_tokens: paths.path_tokens.unwrap_or(if aqua { 512 } else { 256 }),
         answer_tokens: paths.answer_tokens,
         temperature: paths.temperature,
-        wording: paths.wording.unwrap_or(if is_demo { Wording::Taught } else { Wording::Released }),
+        wording: paths
+            .wording
+            .unwrap_or(if is_demo { Wording::Taught } else { Wording::Released }),
     };
     let mut methods: Vec<PathMethod> = Vec::new();
-    let asked = if paths.methods.is_empty() { &PathMethod::ALL[..] } else { &paths.methods };
+    let asked = if paths.methods.is_empty() {
+        &PathMethod::ALL[..]
+    } else {
+        &paths.methods
+    };
     for method in asked {
         if !methods.contains(method) {
             methods.push(*method);
@@ -153,7 +161,11 @@ fn reason(plan: &Plan, args: &ReasonArgs, run: &mut Run<'_>, context: &Context) 
     let mut open = Vec::new();
     for problem in &plan.problems.all {
         for &method in &plan.methods {
-            let seeds = if method == PathMethod::Sampling { args.paths.seeds as u64 } else { 1 };
+            let seeds = if method == PathMethod::Sampling {
+                args.paths.seeds as u64
+            } else {
+                1
+            };
             for seed in first..first.saturating_add(seeds) {
                 let id = format!("{}/{}/{seed}", problem.id, method.name());
                 if !run.sink().is_done("reason", &id) {
@@ -193,7 +205,9 @@ fn metrics(rows: &[Reasoned]) -> Vec<Metric> {
         ("per_path", |r| share(r, |p| p.corrected.correct)),
         ("majority_released_parser", |r| f64::from(u8::from(r.majority_released))),
         ("per_path_released_parser", |r| share(r, |p| p.released.correct)),
-        ("any_path", |r| f64::from(u8::from(r.paths.iter().any(|p| p.corrected.correct)))),
+        ("any_path", |r| {
+            f64::from(u8::from(r.paths.iter().any(|p| p.corrected.correct)))
+        }),
         ("distinct_paths", |r| {
             r.paths.iter().map(|p| &p.text).collect::<HashSet<_>>().len() as f64 / r.paths.len().max(1) as f64
         }),
@@ -217,10 +231,18 @@ fn metrics(rows: &[Reasoned]) -> Vec<Metric> {
 }
 
 fn timing(rows: &[Reasoned], methods: &[String]) -> Result<Table> {
-    let columns = vec![Column::text("method"), Column::text("n"), Column::new("wall_mean_s", "s")];
+    let columns = vec![
+        Column::text("method"),
+        Column::text("n"),
+        Column::new("wall_mean_s", "s"),
+    ];
     let mut table = Table::new("timing", columns);
     for method in methods {
-        let times: Vec<f64> = rows.iter().filter(|row| row.method == *method).map(|row| row.wall_s).collect();
+        let times: Vec<f64> = rows
+            .iter()
+            .filter(|row| row.method == *method)
+            .map(|row| row.wall_s)
+            .collect();
         let mean = crate::bench::statistics::mean(&times);
         table.push(vec![
             method.as_str().into(),

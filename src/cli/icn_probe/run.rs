@@ -11,9 +11,7 @@ use crate::manifest::{Manifest, config_hash};
 use crate::model::memory_plan::human_bytes;
 use crate::probe::judge::{Judge, Verdict};
 use crate::probe::lists::Question;
-use crate::report::{
-    Aggregate, Column, Format, Measured, MemorySink, Report, RunDirectory, Sample, SampleSink, Table,
-};
+use crate::report::{Aggregate, Column, Format, Measured, MemorySink, Report, RunDirectory, Sample, SampleSink, Table};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 
@@ -202,7 +200,11 @@ pub(super) fn print_plan(
         return context.printer.line(&text);
     }
     let mut table = Table::new("plan", vec![Column::text("what"), Column::text("value")]);
-    let memory = format!("{} ({})", human_bytes(engine.memory.total_bytes()), engine.memory.parts());
+    let memory = format!(
+        "{} ({})",
+        human_bytes(engine.memory.total_bytes()),
+        engine.memory.parts()
+    );
     let all = [("model", engine.located.files.reference.clone())].into_iter();
     for (what, value) in all.chain(rows).chain([("memory", memory)]) {
         table.push(vec![what.into(), value.into()])?;
@@ -213,7 +215,10 @@ pub(super) fn print_plan(
 /// Groups samples of one task name.
 pub(super) fn parsed<T: serde::de::DeserializeOwned>(sample: &Sample) -> Result<T> {
     serde_json::from_value(sample.data.clone()).map_err(|e| {
-        Error::user(format!("sample `{}` of `{}` cannot be read: {e}", sample.id, sample.task))
-            .help("it was written by another version; choose another `--output` directory")
+        Error::user(format!(
+            "sample `{}` of `{}` cannot be read: {e}",
+            sample.id, sample.task
+        ))
+        .help("it was written by another version; choose another `--output` directory")
     })
 }

@@ -113,7 +113,12 @@ pub(super) fn run(args: &SpeedArgs, context: &Context) -> Result<Outcome> {
     let single = ways[1].completions.clone();
     for timed in &ways {
         let tokens: usize = timed.completions.iter().map(|c| c.ids.len()).sum();
-        let same = timed.completions.iter().zip(&single).filter(|(a, b)| a.ids == b.ids).count();
+        let same = timed
+            .completions
+            .iter()
+            .zip(&single)
+            .filter(|(a, b)| a.ids == b.ids)
+            .count();
         table.push(vec![
             timed.way.into(),
             timed.completions.len().into(),
@@ -137,7 +142,12 @@ pub(super) fn run(args: &SpeedArgs, context: &Context) -> Result<Outcome> {
     findings.details.insert("texts".into(), json!(texts));
     let ids: Vec<&Vec<u32>> = ways[0].completions.iter().map(|c| &c.ids).collect();
     findings.details.insert("ids".into(), json!(ids));
-    let differing = ways[0].completions.iter().zip(&single).filter(|(a, b)| a.ids != b.ids).count();
+    let differing = ways[0]
+        .completions
+        .iter()
+        .zip(&single)
+        .filter(|(a, b)| a.ids != b.ids)
+        .count();
     let outcome = run.finish(&engine, Ok(()), Measured::missing("one instruction"), &[], findings)?;
     if differing > 0 {
         return Err(Error::acceptance(format!(

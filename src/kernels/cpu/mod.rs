@@ -2,6 +2,7 @@
 
 mod aligned;
 mod attend;
+mod branches;
 mod gemm;
 mod mass;
 mod math;
@@ -13,8 +14,8 @@ mod softmax;
 pub use gemm::Packed;
 
 use super::{
-    Attend, AttendRows, AttentionShape, Backend, PAGE_TOKENS, PageTable, Pages, QkvPart, RopeTable, RowSource, ScoreArgs,
-    ScoreDtype, Scores,
+    Attend, AttendRows, AttentionShape, Backend, PAGE_TOKENS, PageTable, Pages, QkvPart, RopeTable, RowSource,
+    ScoreArgs, ScoreDtype, Scores,
 };
 use pulp::Arch;
 use rayon::prelude::*;
@@ -275,15 +276,11 @@ impl Backend for Cpu {
     }
 
     fn attend_rows(&self, args: &AttendRows<'_, Self>, out: &mut Vec<f32>) {
-        let width = args.shape.query_width();
         let positions = args.query_positions();
-        let rows = 0..positions.len();
-        let mut queries = vec![0.0; rows.len() * width];
-        self.rotate_queries_at(args.qkv, rows, &args.shape, args.rope, &positions, &mut queries);
-        out.par_chunks_exact_mut(width)
-            .zip(queries.par_chunks_exact(width))
-            .enumerate()
-            .for_each(|(row, (out, query))| attend::attend(&args.one(row, &query.to_vec()), out));
+        let rows = positions.len();
+        let mut queries = vec![0.0; rows * args.shape.query_width()];
+        self.rotate_queries_at(args.qkv, 0..rows, &args.shape, args.rope, &positions, &mut queries);
+        branches::attend(rows, |row| args.one(row, &queries), out);
     }
 
     fn attention_mass(&self, args: &Attend<'_, Self>, mass: &mut Vec<f32>) {

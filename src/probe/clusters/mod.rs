@@ -6,8 +6,8 @@ use super::key_space::Rows;
 use super::kmeans::members;
 use crate::error::{Error, Result, io_error};
 use crate::manifest::sha256;
-use safetensors::tensor::{Dtype, TensorView};
 use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
@@ -116,8 +116,16 @@ impl Clustering {
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
         let view = tensors.tensor(IDS).map_err(|_| format!("it has no tensor `{IDS}`"))?;
         let numbers: Vec<i64> = match view.dtype() {
-            Dtype::U32 => view.data().chunks_exact(4).map(|b| i64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect(),
-            Dtype::I32 => view.data().chunks_exact(4).map(|b| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect(),
+            Dtype::U32 => view
+                .data()
+                .chunks_exact(4)
+                .map(|b| i64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+                .collect(),
+            Dtype::I32 => view
+                .data()
+                .chunks_exact(4)
+                .map(|b| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+                .collect(),
             Dtype::I64 => torch_file::long_integers(view.data()),
             other => return Err(format!("`{IDS}` holds {other:?}, not integers")),
         };
@@ -135,7 +143,9 @@ impl Clustering {
             clustering.centres = Some(Rows { data, dim });
         }
         let about = metadata.metadata().as_ref().and_then(|map| map.get(SETTINGS));
-        clustering.settings = about.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        clustering.settings = about
+            .and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or_default();
         Ok(clustering)
     }
 }
@@ -174,7 +184,13 @@ mod tests {
         std::fs::write(&path, clustering.to_bytes().expect("writes")).expect("a writable folder");
         assert_eq!(Clustering::load(&path).expect("reads"), clustering);
         assert_eq!(clustering.sizes(), [1, 1, 2, 0]);
-        assert!(clustering.check(5, &path).expect_err("5 keys").to_string().contains("4 ids"));
+        assert!(
+            clustering
+                .check(5, &path)
+                .expect_err("5 keys")
+                .to_string()
+                .contains("4 ids")
+        );
     }
 
     #[test]

@@ -41,7 +41,12 @@ fn entries(bytes: &[u8]) -> Option<Vec<(String, &[u8])>> {
 /// The elements of the one tensor in a file of `torch.save`.
 pub(super) fn integers(bytes: &[u8]) -> Result<Vec<i64>, String> {
     let entries = entries(bytes).ok_or("it is no tensor saved by PyTorch 1.6 or later")?;
-    let find = |end: &str| entries.iter().find(|(name, _)| name.ends_with(end)).map(|(_, data)| *data);
+    let find = |end: &str| {
+        entries
+            .iter()
+            .find(|(name, _)| name.ends_with(end))
+            .map(|(_, data)| *data)
+    };
     let (Some(about), Some(data)) = (find("/data.pkl"), find("/data/0")) else {
         return Err("it holds no tensor".into());
     };

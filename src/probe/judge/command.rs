@@ -168,14 +168,19 @@ mod tests {
 
     fn ask(line: &str, answers: &[&str]) -> Result<Vec<bool>> {
         let mut judge = CommandJudge::start(line, Duration::from_millis(500))?;
-        let verdicts = answers.iter().map(|answer| judge.verdict(&question(), answer).map(|v| v.correct));
+        let verdicts = answers
+            .iter()
+            .map(|answer| judge.verdict(&question(), answer).map(|v| v.correct));
         verdicts.collect()
     }
 
     #[test]
     fn one_process_answers_many_questions() {
         let judge = r#"while read -r line; do case "$line" in *Red*) echo '{"correct": true}';; *) echo '{"correct": false}';; esac; done"#;
-        assert_eq!(ask(judge, &["Red Sea", "Lake", "Red"]).expect("answers"), [true, false, true]);
+        assert_eq!(
+            ask(judge, &["Red Sea", "Lake", "Red"]).expect("answers"),
+            [true, false, true]
+        );
     }
 
     #[test]
@@ -183,7 +188,10 @@ mod tests {
         for (line, wanted) in [
             ("exit 3", "the judge `exit 3`"),
             ("echo nonsense; cat >/dev/null", "answered `nonsense`"),
-            ("echo '{\"correct\": \"maybe\"}'; cat >/dev/null", "not {\"correct\": true}"),
+            (
+                "echo '{\"correct\": \"maybe\"}'; cat >/dev/null",
+                "not {\"correct\": true}",
+            ),
             ("cat >/dev/null; sleep 9", "has not answered within 0.5 s"),
             ("read -r line; echo broken >&2; exit 4", "broken"),
             ("no-such-program-at-all", "not found"),
@@ -193,7 +201,11 @@ mod tests {
             assert_eq!(error.exit_code(), 3, "{error}");
             assert!(error.to_string().contains(wanted), "{line}: {error}");
             assert!(error.to_string().contains("asked: "), "{line}: {error}");
-            assert!(started.elapsed() < Duration::from_secs(5), "{line} took {:?}", started.elapsed());
+            assert!(
+                started.elapsed() < Duration::from_secs(5),
+                "{line} took {:?}",
+                started.elapsed()
+            );
         }
     }
 }

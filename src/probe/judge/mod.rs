@@ -49,9 +49,7 @@ impl Judge for ClosedList {
 
 /// The question that is put to a model as judge (the wording of the paper's released notebook).
 pub fn wording(instruction: &str, answer: &str) -> String {
-    format!(
-        "{instruction}\n\nIs \"{answer}\" considered as among the correct answers? Answer only \"Yes\" or \"No\"."
-    )
+    format!("{instruction}\n\nIs \"{answer}\" considered as among the correct answers? Answer only \"Yes\" or \"No\".")
 }
 
 #[cfg(test)]
@@ -62,9 +60,15 @@ mod tests {
     #[test]
     fn a_closed_list_knows_members_and_aliases() {
         let aliases = BTreeMap::from([("ax".to_owned(), "axe".to_owned())]);
-        let tools = Question::new("tools", "Tools?", vec!["axe".into(), "tape measure".into()], &aliases, false);
+        let tools = Question::new(
+            "tools",
+            "Tools?",
+            vec!["axe".into(), "tape measure".into()],
+            &aliases,
+            false,
+        );
         let tools = tools.expect("well formed");
-        let mut said = |text: &str| ClosedList.verdict(&tools, text).expect("a verdict");
+        let said = |text: &str| ClosedList.verdict(&tools, text).expect("a verdict");
         assert_eq!(said("Tape-Measure").member.as_deref(), Some("tape measure"));
         assert_eq!(said("AX").member.as_deref(), Some("axe"));
         assert!(!said("tape").correct && !said("").correct);

@@ -32,8 +32,10 @@ impl<'m, B: Backend> ModelJudge<'m, B> {
     pub fn new(completer: Completer<'m, B>, encoder: PromptEncoder<'m>) -> Result<Self> {
         let (yes, no) = (beginning(&completer, "yes"), beginning(&completer, "no"));
         if yes.is_empty() || no.is_empty() {
-            return Err(Error::user("the model cannot judge: its vocabulary has no token that begins yes or no")
-                .help("pass `--judge list` or `--judge-command`"));
+            return Err(
+                Error::user("the model cannot judge: its vocabulary has no token that begins yes or no")
+                    .help("pass `--judge list` or `--judge-command`"),
+            );
         }
         Ok(Self {
             completer,

@@ -41,11 +41,23 @@ fn the_same_start_gives_the_labels_of_scikit_learn() {
         let labels: Vec<u32> = numbers(&case["labels"]).into_iter().map(|l| l as u32).collect();
         let inertia = case["inertia"].as_f64().expect("inertia");
         let start = numbers(&case["start"]);
-        let cpu = fit_from(&Cpu, &mut rows.clone(), start.clone(), &config(clusters), &mut |_, _| true);
-        let plain = fit_from(&Reference, &mut rows.clone(), start, &config(clusters), &mut |_, _| true);
+        let cpu = fit_from(
+            &Cpu,
+            &mut rows.clone(),
+            start.clone(),
+            &config(clusters),
+            &mut |_, _| true,
+        );
+        let plain = fit_from(&Reference, &mut rows.clone(), start, &config(clusters), &mut |_, _| {
+            true
+        });
         for found in [cpu.expect("runs"), plain.expect("runs")] {
             assert_eq!(found.labels, labels, "{name}");
-            assert!((found.inertia / inertia - 1.0).abs() < 1e-5, "{name}: {}", found.inertia);
+            assert!(
+                (found.inertia / inertia - 1.0).abs() < 1e-5,
+                "{name}: {}",
+                found.inertia
+            );
             assert!(found.converged, "{name}");
             for (found, wanted) in found.centres.iter().zip(numbers(&case["centres"])) {
                 assert!((found - wanted).abs() < 1e-4, "{name}: {found}, not {wanted}");
@@ -63,7 +75,12 @@ fn own_seeding_comes_within_a_hundredth_of_scikit_learn() {
         };
         let found = fit(&Cpu, &mut rows.clone(), &settings, &mut |_, _| true).expect("runs");
         let best = case["best_inertia"].as_f64().expect("inertia");
-        assert!(found.inertia <= best * 1.01, "{}: {} against {best}", case["name"], found.inertia);
+        assert!(
+            found.inertia <= best * 1.01,
+            "{}: {} against {best}",
+            case["name"],
+            found.inertia
+        );
     });
 }
 
