@@ -88,6 +88,7 @@ pub struct Cost {
 
 impl Cost {
     /// What was spent since `earlier`.
+    #[must_use]
     pub fn since(self, earlier: Self) -> Self {
         Self {
             read_tokens: self.read_tokens - earlier.read_tokens,
@@ -159,7 +160,9 @@ impl Choose for DiverseBeam {
         let mut greedy = Greedy::new()?;
         let mut chosen: Vec<u32> = Vec::with_capacity(branches.len());
         for (row, branch) in logits.chunks_exact_mut(width).zip(branches) {
-            chosen.iter().for_each(|&id| row[id as usize] -= self.penalty);
+            for &id in &chosen {
+                row[id as usize] -= self.penalty;
+            }
             chosen.extend(greedy.choose(&[*branch], row)?);
         }
         Ok(chosen)

@@ -152,7 +152,9 @@ pub fn correlate(
     rng: &mut ChaCha8Rng,
 ) -> Correlation {
     let mut sizes = vec![0usize; clusters];
-    ids.iter().for_each(|&id| sizes[id as usize] += 1);
+    for &id in ids {
+        sizes[id as usize] += 1;
+    }
     let largest = settings.giant * ids.len() as f64 / clusters.max(1) as f64;
     let is_giant = |cluster: u32| sizes[cluster as usize] as f64 > largest;
     let correct: Vec<bool> = answers.iter().map(|answer| answer.correct).collect();

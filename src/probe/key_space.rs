@@ -104,7 +104,9 @@ impl Rows {
         self.data.par_chunks_exact_mut(self.dim).for_each(|row| {
             let norm = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
             if norm > 0.0 {
-                row.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
+                for x in row {
+                    *x = (f64::from(*x) / norm) as f32;
+                }
             }
         });
     }

@@ -191,7 +191,9 @@ pub fn members(labels: &[u32], clusters: usize) -> Vec<Vec<u32>> {
 /// keep another. Returns how many were filled: keys that all lie on their centres fill none.
 fn repair(labels: &mut [u32], distances: &[f32], clusters: usize) -> usize {
     let mut sizes = vec![0usize; clusters];
-    labels.iter().for_each(|&label| sizes[label as usize] += 1);
+    for &label in labels.iter() {
+        sizes[label as usize] += 1;
+    }
     let empty: Vec<usize> = (0..clusters).filter(|&c| sizes[c] == 0).collect();
     if empty.is_empty() {
         return 0;

@@ -4,7 +4,7 @@ use crate::error::{Error, Result, io_error};
 use crate::eval::demo_corpus::{CATEGORIES, Category, normalised};
 use crate::manifest::sha256;
 use serde::Deserialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// A question and its answers.
@@ -183,20 +183,20 @@ impl Questions {
     }
 
     fn of(all: Vec<Question>) -> Result<Self> {
-        let mut seen = HashMap::new();
+        let mut seen = HashSet::new();
         for question in &all {
-            if seen.insert(&question.id, ()).is_some() {
+            if !seen.insert(&question.id) {
                 return Err(Error::user(format!("two answer lists are named `{}`", question.id))
                     .help("give each an `id` of its own"));
             }
         }
-        let mut said = String::new();
-        for question in &all {
+        let say = |question: &Question| {
             // Debug quotes texts, so that no two sets of lists say the same.
             let mut spellings: Vec<_> = question.spellings.iter().collect();
             spellings.sort();
-            said += &format!("{:?} {:?} {:?}\n", question.id, question.instruction, spellings);
-        }
+            format!("{:?} {:?} {spellings:?}\n", question.id, question.instruction)
+        };
+        let said: String = all.iter().map(say).collect();
         Ok(Self {
             sha256: sha256(said),
             all,

@@ -320,17 +320,14 @@ impl Explorer<'_> {
         let mut firsts = Firsts::new(completer.texts());
         let mut all = Vec::new();
         for number in 0..self.settings.rounds {
-            let logits = match method {
-                Method::ClusterPenalty => {
-                    let clusters = self
-                        .clusters
-                        .ok_or_else(|| Error::bug("a cluster penalty without clusters"))?;
-                    repulsion::penalised(&reading.logits, clusters, &firsts.tokens, self.settings.cluster_penalty)
-                }
-                _ => {
-                    let keys = self.keys.ok_or_else(|| Error::bug("a projection without keys"))?;
-                    repulsion::projected(&reading, keys, &firsts.tokens, self.settings.projection)
-                }
+            let logits = if method == Method::ClusterPenalty {
+                let clusters = self
+                    .clusters
+                    .ok_or_else(|| Error::bug("a cluster penalty without clusters"))?;
+                repulsion::penalised(&reading.logits, clusters, &firsts.tokens, self.settings.cluster_penalty)
+            } else {
+                let keys = self.keys.ok_or_else(|| Error::bug("a projection without keys"))?;
+                repulsion::projected(&reading, keys, &firsts.tokens, self.settings.projection)
             };
             let taken = firsts.take(&logits, self.settings.step);
             all.extend(self.complete(completer, start, &taken, number, &mut Greedy::new()?)?);

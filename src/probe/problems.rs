@@ -1,4 +1,4 @@
-//! Word problems: GSM8K, SVAMP and AQuA in their public files, and templated arithmetic from a seed.
+//! Word problems: GSM8K, SVAMP and `AQuA` in their public files, and templated arithmetic from a seed.
 
 use super::answers;
 use super::answers::{gsm8k_gold, same_number};

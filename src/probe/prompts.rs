@@ -75,17 +75,17 @@ impl ListPrompts<'_> {
     }
 
     fn encode(&self, instruction: &str, items: &[String]) -> Result<Vec<u32>> {
-        let mut answer = String::new();
-        match self.form {
+        let answer: String = match self.form {
             Form::List => {
-                answer += "Answer:\n";
-                for (number, item) in (1..).zip(items) {
-                    answer += &format!("{number}. \"{item}\"\n");
-                }
-                answer += &format!("{}. \"", items.len() + 1);
+                let listed = (1..).zip(items).map(|(number, item)| format!("{number}. \"{item}\"\n"));
+                let next = format!("{}. \"", items.len() + 1);
+                std::iter::once("Answer:\n".to_owned())
+                    .chain(listed)
+                    .chain([next])
+                    .collect()
             }
-            Form::Paragraphs => items.iter().for_each(|item| answer += &format!("{item}\n\n")),
-        }
+            Form::Paragraphs => items.iter().flat_map(|item| [item.as_str(), "\n\n"]).collect(),
+        };
         let encoded = match self.encoder.template {
             Some(_) => self.encoder.question(instruction, &answer, true)?,
             None => self.encoder.plain(&format!("{instruction}\n\n{answer}"))?,

@@ -1,7 +1,7 @@
 //! Several paths of thought to one problem, and the answer that most of them give.
 //!
 //! As in navigation, earlier paths in the prompt choose a new first token, and the path itself is decoded as the first one
-//! (arXiv 2410.02284, released code for GSM8K, SVAMP and AQuA).
+//! (arXiv 2410.02284, released code for GSM8K, SVAMP and `AQuA`).
 
 use super::completion::{Choose, Completer, Completion, Cost, Greedy, Sampled, StopRule};
 use super::problems::{Gold, Parsed, Problem};
@@ -155,11 +155,15 @@ impl Reasoner<'_> {
 
     /// The prompt with earlier paths, up to where the next one begins.
     fn prompt(&self, problem: &Problem, paths: &[Path]) -> Result<Vec<u32>> {
-        let mut answer = format!("{HEADER}{}", self.gap());
-        for (number, path) in (1..).zip(paths) {
-            answer += &format!("### Way {number}:\n{}{}", path.text, self.gap());
-        }
-        answer += &format!("### Way {}:\n{STEP}", paths.len() + 1);
+        let gap = self.gap();
+        let listed = (1..)
+            .zip(paths)
+            .map(|(number, path)| format!("### Way {number}:\n{}{gap}", path.text));
+        let next = format!("### Way {}:\n{STEP}", paths.len() + 1);
+        let answer: String = std::iter::once(format!("{HEADER}{gap}"))
+            .chain(listed)
+            .chain([next])
+            .collect();
         self.encode(&problem.question, &answer)
     }
 

@@ -46,7 +46,9 @@ fn part_in_span(query: &[f32], keys: &Rows, explored: &[u32]) -> Vec<f64> {
         let left = dot(&rest, &rest).sqrt();
         // A key that the others span already adds no direction, only noise.
         if left > 1e-6 * length {
-            rest.iter_mut().for_each(|r| *r /= left);
+            for r in &mut rest {
+                *r /= left;
+            }
             basis.push(rest);
         }
     }

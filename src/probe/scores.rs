@@ -51,7 +51,7 @@ impl From<Answer> for Compact {
 pub struct Scores {
     /// Share of right answers, repeated ones included.
     pub precision: f64,
-    /// Share of the list that was found.
+    /// Share of the list that was found. Under another judge than the list: distinct right answers over its size.
     pub recall: f64,
     /// The same of what as many answers could find at most.
     pub recall_of_reachable: f64,

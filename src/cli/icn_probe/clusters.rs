@@ -150,7 +150,9 @@ fn distances(keys: &Rows, clustering: &Clustering) -> Vec<Vec<(f64, u32)>> {
             let row = keys.row(key as usize).iter();
             mean.iter_mut().zip(row).for_each(|(m, &x)| *m += f64::from(x));
         }
-        mean.iter_mut().for_each(|m| *m /= members.len().max(1) as f64);
+        for m in &mut mean {
+            *m /= members.len().max(1) as f64;
+        }
         let distance = |key: u32| {
             let row = keys.row(key as usize).iter();
             row.zip(&mean).map(|(&x, m)| (f64::from(x) - m).powi(2)).sum::<f64>()
@@ -341,12 +343,10 @@ pub(super) fn run(args: &ClustersArgs, context: &Context) -> Result<Outcome> {
         directory.write_file(FILE, &found.clustering.to_bytes()?)?;
         directory.write_report(&mut report)?;
     }
-    match args.output.format {
-        Some(format) => context.printer.report(&report, format)?,
-        None => {
-            report.tables[0].rows.truncate(means.rows);
-            context.printer.report(&report, Format::Table)?
-        }
-    };
-    Ok(Outcome::Done)
+    if args.output.format.is_none() {
+        report.tables[0].rows.truncate(means.rows);
+    }
+    context
+        .printer
+        .report(&report, args.output.format.unwrap_or(Format::Table))
 }

@@ -24,6 +24,12 @@ use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Tokens of prompt and answer where nothing was said: a list of hundreds of answers, and no gigabytes of keys and values for
+/// a window that nobody fills.
+const USUAL_CONTEXT: usize = 8192;
+/// A prompt of fewer tokens is no question any more.
+const LEAST: usize = 32;
+
 /// Which model, and how it is asked.
 #[derive(Debug, Args)]
 pub(super) struct EngineArgs {
@@ -73,9 +79,7 @@ impl Engine {
             ));
         }
         let trained = located.config.max_position_embeddings;
-        let context_tokens = args.model.max_context.unwrap_or(trained);
-        // A prompt of a few tokens is no question any more.
-        const LEAST: usize = 32;
+        let context_tokens = args.model.max_context.unwrap_or(trained.min(USUAL_CONTEXT));
         if context_tokens < completion_tokens + LEAST {
             return Err(Error::user(format!(
                 "a context of {context_tokens} tokens does not hold a prompt and an answer of {completion_tokens}"

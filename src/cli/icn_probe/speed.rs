@@ -52,6 +52,42 @@ struct Timed {
     seconds: f64,
 }
 
+/// A row for each way.
+fn table(ways: &[Timed]) -> Result<Table> {
+    let columns = vec![
+        Column::text("way"),
+        Column::text("completions"),
+        Column::text("tokens"),
+        Column::new("wall_s", "s"),
+        Column::new("completion_s", "s"),
+        Column::text("times_as_fast_as_re_encoding"),
+        Column::text("same_as_one_by_one"),
+    ];
+    let mut table = Table::new("speed", columns);
+    let per_completion = |timed: &Timed| timed.seconds / timed.completions.len().max(1) as f64;
+    let slowest = ways.last().map_or(0.0, per_completion);
+    let single = &ways[1].completions;
+    for timed in ways {
+        let tokens: usize = timed.completions.iter().map(|c| c.ids.len()).sum();
+        let same = timed
+            .completions
+            .iter()
+            .zip(single)
+            .filter(|(a, b)| a.ids == b.ids)
+            .count();
+        table.push(vec![
+            timed.way.into(),
+            timed.completions.len().into(),
+            tokens.into(),
+            timed.seconds.into(),
+            per_completion(timed).into(),
+            (slowest / per_completion(timed)).into(),
+            Cell::from(format!("{same} of {}", single.len())),
+        ])?;
+    }
+    Ok(table)
+}
+
 pub(super) fn run(args: &SpeedArgs, context: &Context) -> Result<Outcome> {
     let work = &args.work;
     let batch = args.engine.asking.batch.min(work.completions);
@@ -98,37 +134,8 @@ pub(super) fn run(args: &SpeedArgs, context: &Context) -> Result<Outcome> {
         });
     }
 
-    let columns = vec![
-        Column::text("way"),
-        Column::text("completions"),
-        Column::text("tokens"),
-        Column::new("wall_s", "s"),
-        Column::new("completion_s", "s"),
-        Column::text("times_as_fast_as_re_encoding"),
-        Column::text("same_as_one_by_one"),
-    ];
-    let mut table = Table::new("speed", columns);
-    let per_completion = |timed: &Timed| timed.seconds / timed.completions.len().max(1) as f64;
-    let slowest = ways.last().map_or(0.0, per_completion);
-    let single = ways[1].completions.clone();
-    for timed in &ways {
-        let tokens: usize = timed.completions.iter().map(|c| c.ids.len()).sum();
-        let same = timed
-            .completions
-            .iter()
-            .zip(&single)
-            .filter(|(a, b)| a.ids == b.ids)
-            .count();
-        table.push(vec![
-            timed.way.into(),
-            timed.completions.len().into(),
-            tokens.into(),
-            timed.seconds.into(),
-            per_completion(timed).into(),
-            (slowest / per_completion(timed)).into(),
-            Cell::from(format!("{same} of {}", single.len())),
-        ])?;
-    }
+    let table = table(&ways)?;
+    let single = &ways[1].completions;
     let mut findings = Findings {
         tables: vec![table],
         ..Findings::default()
@@ -145,7 +152,7 @@ pub(super) fn run(args: &SpeedArgs, context: &Context) -> Result<Outcome> {
     let differing = ways[0]
         .completions
         .iter()
-        .zip(&single)
+        .zip(single)
         .filter(|(a, b)| a.ids != b.ids)
         .count();
     let outcome = run.finish(&engine, Ok(()), Measured::missing("one instruction"), &[], findings)?;

@@ -57,7 +57,9 @@ fn head(args: &Attend<'_, Cpu>, kv: usize, queries: &[f32], scratch: &mut Scratc
     for weights in scratch.weights.chunks_exact_mut(n) {
         let max = math::max(weights);
         let sum = math::exp_sum(weights, max);
-        weights.iter_mut().for_each(|w| *w /= sum);
+        for weight in weights {
+            *weight /= sum;
+        }
     }
     out.fill(0.0);
     for j in visible {

@@ -87,7 +87,7 @@ impl Clustering {
     }
 
     /// Reads a saved clustering (`.safetensors`), or cluster ids alone: a JSON list, a text of one id per line, or a tensor
-    /// saved by PyTorch (`.pt`), as the paper's authors publish theirs.
+    /// saved by `PyTorch` (`.pt`), as the paper's authors publish theirs.
     pub fn load(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| io_error("read", path, &e))?;
         let loaded = match path.extension().and_then(|end| end.to_str()) {

@@ -54,8 +54,11 @@ impl CommandJudge {
                 loop {
                     let mut text = String::new();
                     let read = (&mut reader).take(LONGEST).read_line(&mut text);
-                    let ended = matches!(read, Ok(0) | Err(_));
-                    if ended && read.is_ok() || sender.send(read.map(|_| text)).is_err() || ended {
+                    if matches!(read, Ok(0)) {
+                        return;
+                    }
+                    let failed = read.is_err();
+                    if sender.send(read.map(|_| text)).is_err() || failed {
                         return;
                     }
                 }

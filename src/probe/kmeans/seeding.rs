@@ -41,7 +41,9 @@ pub(super) fn plus_plus<B: Backend>(
         let (_, distances) = assign(backend, rows, norms, &centres);
         nearest.iter_mut().zip(&distances).for_each(|(n, d)| *n = n.min(*d));
         // A centre is at distance 0, whatever the product's rounding says.
-        chosen.iter().for_each(|&row| nearest[row] = 0.0);
+        for &row in &chosen {
+            nearest[row] = 0.0;
+        }
         if chosen.len() == clusters {
             return chosen;
         }
