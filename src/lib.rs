@@ -10,6 +10,7 @@
 
 pub mod attention;
 pub mod bench;
+pub mod bytes;
 pub mod cli;
 pub mod config;
 pub mod error;

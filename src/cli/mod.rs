@@ -3,6 +3,7 @@
 pub mod arguments;
 mod baseline_arguments;
 mod bench;
+mod device;
 mod doctor;
 mod icn_probe;
 mod infer;

@@ -1,6 +1,6 @@
 //! Operands of attention: which tokens, placed where.
 
-use super::{AttentionShape, Backend, Pages, RopeTable};
+use super::{AttentionShape, Device, Pages, RopeTable};
 use std::ops::Range;
 
 /// The tokens a chunk attends to, in ascending order; the chunk itself is the last C of them.
@@ -74,8 +74,8 @@ pub enum Part {
     Far,
 }
 
-/// Operands of [`Backend::attend`].
-pub struct Attend<'a, B: Backend + ?Sized> {
+/// Operands of [`super::Backend::attend`].
+pub struct Attend<'a, B: Device> {
     /// H, Hkv, D.
     pub shape: AttentionShape,
     /// `[C, H, D]`, already rotated at `first_query_position + i`.
@@ -101,7 +101,7 @@ pub struct Attend<'a, B: Backend + ?Sized> {
 }
 
 /// Operands of [`Backend::attend_rows`]: rows of several texts, each with tokens of its own in one store.
-pub struct AttendRows<'a, B: Backend + ?Sized> {
+pub struct AttendRows<'a, B: Device> {
     /// H, Hkv, D.
     pub shape: AttentionShape,
     /// Fused rows `[rows, (H + 2 Hkv) D]`; their queries are not rotated yet.
@@ -119,7 +119,7 @@ pub struct AttendRows<'a, B: Backend + ?Sized> {
     pub rope: &'a RopeTable,
 }
 
-impl<'a, B: Backend> AttendRows<'a, B> {
+impl<'a, B: Device> AttendRows<'a, B> {
     /// Row `row` alone, its query given as `[1, H, D]`, rotated.
     pub fn one(&self, row: usize, queries: &'a B::Buffer) -> Attend<'a, B> {
         let list = &self.lists[row];
@@ -155,7 +155,7 @@ impl Positions {
     }
 }
 
-impl<B: Backend + ?Sized> Attend<'_, B> {
+impl<B: Device> Attend<'_, B> {
     /// The rotations that have keys.
     pub fn parts(&self) -> &'static [Part] {
         match self.positions {

@@ -145,8 +145,8 @@ proptest! {
         // Buffers are made for the largest chunk: rows beyond the ids stay as they are.
         let ids: Vec<u32> = (0..rows).map(|_| rng.random_range(0..outputs as u32)).collect();
         let (mut got, mut want) = (vec![7.0; (rows + 3) * cols], vec![7.0; (rows + 3) * cols]);
-        Cpu.embed(&Cpu.matrix(outputs, cols, &source), &ids, &mut got);
-        Reference.embed(&Reference.matrix(outputs, cols, &source), &ids, &mut want);
+        Cpu.embed(&Cpu.matrix(outputs, cols, &source), &ids, ids.len(), &mut got);
+        Reference.embed(&Reference.matrix(outputs, cols, &source), &ids, ids.len(), &mut want);
         prop_assert_eq!(got, want);
     }
 

@@ -92,6 +92,11 @@ impl Sampler {
         })
     }
 
+    /// Whether it takes the largest logit as it is, whatever came before.
+    pub fn is_greedy(&self) -> bool {
+        self.config.temperature == 0.0 && self.config.repetition_penalty.is_none()
+    }
+
     /// The next token. `history` is the whole context (prompt and generated ids), which only the repetition penalty
     /// reads; the penalty is written into `logits`.
     ///

@@ -226,9 +226,9 @@ impl<'m, B: Backend> Completer<'m, B> {
         eos: &'m [u32],
         limits: EngineLimits,
         stopped: &'m dyn Fn() -> bool,
-    ) -> Self {
-        Self {
-            session: Session::new(decoder, &PolicyConfig::Dense, limits.session()),
+    ) -> Result<Self> {
+        Ok(Self {
+            session: Session::new(decoder, &PolicyConfig::Dense, limits.session())?,
             stored: Vec::new(),
             last: None,
             eos,
@@ -236,7 +236,7 @@ impl<'m, B: Backend> Completer<'m, B> {
             batch: limits.batch.max(1),
             cost: Cost::default(),
             stopped,
-        }
+        })
     }
 
     /// Tokens so far.
@@ -265,7 +265,7 @@ impl<'m, B: Backend> Completer<'m, B> {
         let row = rows - 1..rows;
         let reading = Reading {
             query: self.session.final_hidden(row.clone()),
-            logits: self.session.logits_of_rows(row),
+            logits: self.session.logits_of_rows(row)?,
         };
         self.last = Some(reading.clone());
         Ok(reading)
@@ -316,7 +316,7 @@ impl<'m, B: Backend> Completer<'m, B> {
                 Simple::Cached => {
                     let id = completion.ids.last().copied().unwrap_or(first);
                     self.session.forward(&[id], Phase::Decode)?;
-                    self.session.logits(0)
+                    self.session.logits(0)?
                 }
                 Simple::Reencoded => {
                     self.forget();
@@ -383,7 +383,7 @@ impl<'m, B: Backend> Completer<'m, B> {
             self.check_stopped()?;
             let ids: Vec<u32> = active.iter().filter_map(|&b| done[b].ids.last().copied()).collect();
             self.session.forward_branches(&ids, &mut lists)?;
-            let mut logits = self.session.logits_of_rows(0..ids.len());
+            let mut logits = self.session.logits_of_rows(0..ids.len())?;
             let branches: Vec<usize> = active.iter().map(|branch| base + branch).collect();
             let chosen = choose.choose(&branches, &mut logits)?;
             self.cost.generated_tokens += chosen.len();

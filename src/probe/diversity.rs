@@ -202,10 +202,10 @@ mod tests {
                 "the cat lay on the mat",
                 "a dog ran away from the cat",
             ],
-            0.19266205624013857,
+            0.192_662_056_240_138_57,
         ),
-        (&["a b c d e f", "a b c d", "a b x y z"], 0.46685182262425645),
-        (&["the the the the", "the cat"], 0.0676768246468356),
+        (&["a b c d e f", "a b c d", "a b x y z"], 0.466_851_822_624_256_45),
+        (&["the the the the", "the cat"], 0.067_676_824_646_835_6),
     ];
 
     #[test]

@@ -70,7 +70,6 @@ mod tests {
     use super::*;
 
     #[test]
-    #[expect(clippy::float_cmp, reason = "small whole numbers")]
     fn each_explored_token_costs_its_cluster() {
         let clusters = Clustering::imported(vec![0, 1, 0, 2]);
         assert_eq!(

@@ -1,16 +1,17 @@
 //! `tokselect icn-probe clusters`: k-means over the rows of the unembedding.
 
 use super::engine::default_clusters;
+use crate::bytes::human_bytes;
 use crate::cli::Context;
 use crate::cli::arguments::{ModelArgs, OutputArgs, at_least_one};
 use crate::cli::loading::{self, Language};
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
-use crate::kernels::Backend;
+use crate::kernels::Device;
 use crate::kernels::cpu::Cpu;
 use crate::manifest::Manifest;
 use crate::model::chat_template::ChatTemplateChoice;
-use crate::model::memory_plan::{available_bytes, human_bytes};
+use crate::model::memory_plan::available_bytes;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::key_tensor;
 use crate::probe::clusters::Clustering;

@@ -196,7 +196,7 @@ fn measure(plan: &Plan, args: &CorrelateArgs, run: &mut Run<'_>, context: &Conte
     let stopped = || context.interrupt.is_raised();
     let decoder = plan.engine.load(context)?;
     let clusterings = clusterings(plan, args, context)?;
-    let mut completer = plan.engine.completer(&decoder, &stopped);
+    let mut completer = plan.engine.completer(&decoder, &stopped)?;
     let mut verdicts = Verdicts::new(args.judge.judge(&plan.engine, &decoder, &stopped)?, run)?;
     let bar = context.printer.progress(open.len() as u64, COMMAND);
     for question in open {

@@ -124,7 +124,11 @@ impl Engine {
         }
     }
 
-    pub fn completer<'m>(&'m self, decoder: &'m Decoder<Cpu>, stopped: &'m dyn Fn() -> bool) -> Completer<'m, Cpu> {
+    pub fn completer<'m>(
+        &'m self,
+        decoder: &'m Decoder<Cpu>,
+        stopped: &'m dyn Fn() -> bool,
+    ) -> Result<Completer<'m, Cpu>> {
         Completer::new(decoder, &self.texts, &self.eos, self.limits, stopped)
     }
 
@@ -306,7 +310,7 @@ impl JudgeArgs {
             (JudgeName::Command, Some(line)) => {
                 Box::new(CommandJudge::start(line, Duration::from_secs_f64(self.judge_timeout))?)
             }
-            (JudgeName::Model, _) => Box::new(ModelJudge::new(engine.completer(decoder, stopped), engine.encoder())?),
+            (JudgeName::Model, _) => Box::new(ModelJudge::new(engine.completer(decoder, stopped)?, engine.encoder())?),
             _ => Box::new(ClosedList),
         })
     }

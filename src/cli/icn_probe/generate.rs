@@ -196,7 +196,7 @@ fn generate(plan: &Plan, args: &GenerateArgs, run: &mut Run<'_>, context: &Conte
     }
     let stopped = || context.interrupt.is_raised();
     let decoder = plan.engine.load(context)?;
-    let mut completer = plan.engine.completer(&decoder, &stopped);
+    let mut completer = plan.engine.completer(&decoder, &stopped)?;
     let by_words = args.judge.name()? == JudgeName::List;
     let mut verdicts = Verdicts::new(args.judge.judge(&plan.engine, &decoder, &stopped)?, run)?;
     let bar = context.printer.progress(open.len() as u64, COMMAND);

@@ -394,7 +394,7 @@ fn explore(plan: &Plan, args: &NavigateArgs, run: &mut Run<'_>, context: &Contex
         },
         keys: keys.as_ref().filter(|_| geometry),
     };
-    let mut completer = plan.engine.completer(&decoder, &stopped);
+    let mut completer = plan.engine.completer(&decoder, &stopped)?;
     let judge = args.judge.judge(&plan.engine, &decoder, &stopped)?;
     let mut verdicts = Verdicts::new(judge, run)?;
     let bar = context.printer.progress(open.len() as u64, COMMAND);

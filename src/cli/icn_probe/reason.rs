@@ -179,7 +179,7 @@ fn reason(plan: &Plan, args: &ReasonArgs, run: &mut Run<'_>, context: &Context) 
     }
     let stopped = || context.interrupt.is_raised();
     let decoder = plan.engine.load(context)?;
-    let mut completer = plan.engine.completer(&decoder, &stopped);
+    let mut completer = plan.engine.completer(&decoder, &stopped)?;
     let reasoner = Reasoner {
         encoder: plan.engine.encoder(),
         settings: plan.settings,

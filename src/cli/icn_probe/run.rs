@@ -1,6 +1,7 @@
 //! One run: its samples in a directory or in memory, verdicts that are kept as they come, its report.
 
 use super::engine::Engine;
+use crate::bytes::human_bytes;
 use crate::cli::Context;
 use crate::cli::arguments::OutputArgs;
 use crate::cli::bench::interruption;
@@ -8,7 +9,6 @@ use crate::cli::loading;
 use crate::error::{Error, Kind, Result};
 use crate::exit::Outcome;
 use crate::manifest::{Manifest, config_hash};
-use crate::model::memory_plan::human_bytes;
 use crate::probe::judge::{Judge, Verdict};
 use crate::probe::lists::Question;
 use crate::report::{Aggregate, Column, Format, Measured, MemorySink, Report, RunDirectory, Sample, SampleSink, Table};

@@ -103,7 +103,7 @@ pub(super) fn run(args: &SpeedArgs, context: &Context) -> Result<Outcome> {
     let run = Run::open(COMMAND, config, &args.output, context)?;
     let stopped = || context.interrupt.is_raised();
     let decoder = engine.load(context)?;
-    let mut completer = engine.completer(&decoder, &stopped);
+    let mut completer = engine.completer(&decoder, &stopped)?;
     let prompt = engine.prompts(Form::List).with_list(&work.instruction, &[])?.ids;
     let mut firsts = completer.texts().ranked(&completer.read(&prompt)?.logits);
     firsts.truncate(work.completions);

@@ -14,7 +14,7 @@ mod softmax;
 pub use gemm::Packed;
 
 use super::{
-    Attend, AttendRows, AttentionShape, Backend, PAGE_TOKENS, PageTable, Pages, QkvPart, RopeTable, RowSource,
+    Attend, AttendRows, AttentionShape, Backend, Device, PAGE_TOKENS, PageTable, Pages, QkvPart, RopeTable, RowSource,
     ScoreArgs, ScoreDtype, Scores,
 };
 use pulp::Arch;
@@ -80,9 +80,11 @@ fn normalise(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     }
 }
 
-impl Backend for Cpu {
+impl Device for Cpu {
     type Buffer = Vec<f32>;
     type Matrix = Packed;
+    type Ids = Vec<u32>;
+    type Recording = ();
 
     fn name(&self) -> &'static str {
         "cpu"
@@ -113,9 +115,17 @@ impl Backend for Cpu {
         rows.next_multiple_of(14) * width * 4 + threads() * attend::task_bytes(rows, shape)
     }
 
-    fn embed(&self, table: &Packed, ids: &[u32], out: &mut Vec<f32>) {
+    fn ids(&self, len: usize) -> Vec<u32> {
+        vec![0; len]
+    }
+
+    fn set_ids(&self, ids: &[u32], out: &mut Vec<u32>) {
+        out[..ids.len()].copy_from_slice(ids);
+    }
+
+    fn embed(&self, table: &Packed, ids: &Vec<u32>, rows: usize, out: &mut Vec<f32>) {
         out.par_chunks_exact_mut(table.cols())
-            .zip(ids)
+            .zip(&ids[..rows])
             .for_each(|(row, &id)| table.copy_row(id as usize, row));
     }
 
@@ -168,7 +178,9 @@ impl Backend for Cpu {
             }
         });
     }
+}
 
+impl Backend for Cpu {
     fn rotate_queries(
         &self,
         qkv: &Vec<f32>,

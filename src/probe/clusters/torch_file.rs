@@ -68,7 +68,7 @@ pub(super) fn integers(bytes: &[u8]) -> Result<Vec<i64>, String> {
 mod tests {
     use super::*;
 
-    /// `torch.save(torch.tensor([3, 0, 2, 1, 0]), "cluster_ids.pt")` of PyTorch 2.
+    /// `torch.save(torch.tensor([3, 0, 2, 1, 0]), "cluster_ids.pt")` of `PyTorch` 2.
     const SAVED: &[u8] = include_bytes!("../../../tests/fixtures/cluster_ids.pt");
 
     #[test]
