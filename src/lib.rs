@@ -25,3 +25,4 @@ pub mod printer;
 pub mod random;
 pub mod report;
 pub mod selection;
+pub mod train;

@@ -4,7 +4,7 @@ mod aligned;
 mod attend;
 mod gemm;
 mod mass;
-mod math;
+pub(crate) mod math;
 mod narrow;
 mod rows;
 mod select;

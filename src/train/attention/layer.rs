@@ -1,0 +1,589 @@
+//! One attention layer: projections, convolution, softmax over memory and segment, output projection.
+//!
+//! Rows are `[time, stream, d]`, so the segment's rows follow the memory's in one buffer.
+
+use super::core::{self, Gradients, Keep, Kept, Operands, Relative, RelativeGradients, Scratch, Shape};
+use super::heads::{Kernel, Path, Rotary, Split, merge};
+use super::{AttentionKind, Convolution, Positions, TableSize};
+use crate::error::Result;
+use crate::train::dropout::Dropout;
+use crate::train::linear::{self, Finish, add};
+use crate::train::parameters::{Id, Init, Layout};
+use crate::train::pool::Pool;
+use crate::train::scalar::Scalar;
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+/// What a layer is built from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerConfig {
+    /// Which attention.
+    pub kind: AttentionKind,
+    /// d.
+    pub d_model: usize,
+    /// H; divides d.
+    pub heads: usize,
+    /// Most memory rows that are attended to.
+    pub memory: usize,
+    /// Segment length of training.
+    pub segment: usize,
+    /// The convolution of kinds that have one.
+    pub convolution: Convolution,
+    /// Size of the relative table of kinds that have one.
+    pub table: TableSize,
+}
+
+impl LayerConfig {
+    /// Rows before the memory that are stored for the convolutions alone.
+    pub fn carried(&self) -> usize {
+        if self.kind.parts().carry { self.convolution.kernel - 1 } else { 0 }
+    }
+}
+
+/// A projection and, if it has one, its convolution.
+#[derive(Debug, Clone, Copy)]
+struct Projection {
+    weight: Id,
+    bias: Option<Id>,
+    kernel: Option<(Id, Id)>,
+}
+
+/// The learned relative parameters: R `[rows, H, dk]`, S `[rows, H]`, v `[H, dk]`.
+#[derive(Debug, Clone, Copy)]
+struct RelativeIds {
+    table: Id,
+    bias: Id,
+    query_bias: Id,
+    /// Row of distance 0.
+    zero: usize,
+}
+
+/// An attention layer's place in the parameters.
+#[derive(Debug, Clone)]
+pub struct AttentionLayer {
+    config: LayerConfig,
+    query: Projection,
+    key: Projection,
+    value: Projection,
+    output: (Id, Id),
+    relative: Option<RelativeIds>,
+}
+
+/// What the backward pass needs of a forward pass.
+#[derive(Debug)]
+pub struct Tape<T> {
+    shape: Shape,
+    /// Projected rows before the convolution; empty without one.
+    before: [Vec<T>; 3],
+    /// Queries, keys, values as heads.
+    heads: [Vec<T>; 3],
+    /// Result of the heads, `[H, B, T, dk]` and as rows.
+    out_heads: Vec<T>,
+    out_rows: Vec<T>,
+    statistics: Vec<T>,
+    /// Empty if they are computed again.
+    weights: Vec<T>,
+    dropout: Dropout,
+    scratch_bytes: usize,
+}
+
+/// The relative parameters in the order of the kernels, by head.
+struct Table<T> {
+    rows: Vec<T>,
+    transposed: Vec<T>,
+    bias: Vec<T>,
+}
+
+impl AttentionLayer {
+    /// Adds the layer's tensors under `prefix`.
+    pub fn new(layout: &mut Layout, prefix: &str, config: LayerConfig) -> Result<Self> {
+        let (d, parts) = (config.d_model, config.kind.parts());
+        let head_dim = d / config.heads;
+        let bound = 1.0 / (d as f64).sqrt();
+        let mut projection = |name: &str, bias: bool, convolved: bool| {
+            let weight = layout.add(format!("{prefix}.{name}.weight"), &[d, d], Init::Uniform(bound));
+            let bias = bias.then(|| layout.add(format!("{prefix}.{name}.bias"), &[d], Init::Uniform(bound)));
+            let kernel = (parts.convolution && convolved).then(|| {
+                let channels = if config.convolution.per_head { d } else { head_dim };
+                let width = config.convolution.kernel;
+                let bound = 1.0 / (width as f64).sqrt();
+                let name = format!("{prefix}.{name}.convolution");
+                let weight = layout.add(format!("{name}.weight"), &[channels, 1, width], Init::Uniform(bound));
+                (weight, layout.add(format!("{name}.bias"), &[channels], Init::Uniform(bound)))
+            });
+            Projection { weight, bias, kernel }
+        };
+        let query = projection("query", parts.query_key_bias, config.convolution.query);
+        let key = projection("key", parts.query_key_bias, config.convolution.key);
+        let value = projection("value", true, config.convolution.value);
+        let output = (
+            layout.add(format!("{prefix}.output.weight"), &[d, d], Init::Uniform(bound)),
+            layout.add(format!("{prefix}.output.bias"), &[d], Init::Uniform(bound)),
+        );
+        let mut relative = None;
+        if parts.positions == Positions::Relative {
+            let (rows, zero) = config.table.rows(config.memory, config.segment)?;
+            let reach = zero + 1 - (config.memory + config.segment);
+            let mut table = |name: &str, shape: &[usize]| {
+                let width: usize = shape[1..].iter().product();
+                let reached = reach * width..(zero + 1) * width;
+                layout.add_reached(format!("{prefix}.{name}"), shape, Init::Zeros, reached)
+            };
+            relative = Some(RelativeIds {
+                table: table("relative.table", &[rows, config.heads, head_dim]),
+                bias: table("relative.bias", &[rows, config.heads]),
+                query_bias: layout.add(format!("{prefix}.relative.query_bias"), &[config.heads, head_dim], Init::Zeros),
+                zero,
+            });
+        }
+        Ok(Self {
+            config,
+            query,
+            key,
+            value,
+            output,
+            relative,
+        })
+    }
+
+    fn projections(&self) -> [Projection; 3] {
+        [self.query, self.key, self.value]
+    }
+
+    fn shape(&self, batch: usize, memory: usize, segment: usize) -> Shape {
+        Shape {
+            batch,
+            heads: self.config.heads,
+            head_dim: self.config.d_model / self.config.heads,
+            memory,
+            segment,
+        }
+    }
+
+    /// Rows of the input that each projection starts from, and how many come out, for `stored` memory rows.
+    fn splits(&self, batch: usize, stored: usize, segment: usize) -> [Split; 3] {
+        let memory = stored.min(self.config.memory);
+        let split = |skip: usize, len: usize| Split {
+            batch,
+            heads: self.config.heads,
+            head_dim: self.config.d_model / self.config.heads,
+            skip,
+            len,
+        };
+        let query = split(self.config.carried().min(stored), segment);
+        let keys = split(stored - memory, memory + segment);
+        [query, keys, keys]
+    }
+
+    fn kernel<'a, T: Scalar>(&self, layout: &Layout, data: &'a [T], projection: &Projection) -> Option<Kernel<'a, T>> {
+        projection.kernel.map(|(weight, bias)| Kernel {
+            width: self.config.convolution.kernel,
+            weight: layout.get(data, weight),
+            bias: layout.get(data, bias),
+        })
+    }
+
+    fn rotary<T: Scalar>(&self, shape: &Shape) -> Option<Rotary<T>> {
+        let rotary = self.config.kind.parts().positions == Positions::Rotary;
+        rotary.then(|| Rotary::new(shape.keys(), shape.head_dim))
+    }
+
+    fn table<T: Scalar>(&self, layout: &Layout, data: &[T], shape: &Shape) -> Option<Table<T>> {
+        let ids = self.relative?;
+        let (keys, d, stride, heads) = (shape.keys(), shape.head_dim, shape.stride(), shape.heads);
+        let first = ids.zero + 1 - keys;
+        let (table, bias) = (layout.get(data, ids.table), layout.get(data, ids.bias));
+        let mut out = Table {
+            rows: vec![T::ZERO; heads * keys * d],
+            transposed: vec![T::ZERO; heads * d * stride],
+            bias: vec![T::ZERO; heads * keys],
+        };
+        for u in 0..keys {
+            for h in 0..heads {
+                let row = &table[((first + u) * heads + h) * d..][..d];
+                out.rows[(h * keys + u) * d..][..d].copy_from_slice(row);
+                for (c, &value) in row.iter().enumerate() {
+                    out.transposed[(h * d + c) * stride + u] = value;
+                }
+                out.bias[h * keys + u] = bias[(first + u) * heads + h];
+            }
+        }
+        Some(out)
+    }
+
+    /// Attention of the last `segment` rows of `input` `[stored + segment, B, d]`; the result, plus `residual`, goes to
+    /// `out` `[segment, B, d]`.
+    pub fn forward<T: Scalar>(
+        &self,
+        layout: &Layout,
+        data: &[T],
+        input: &[T],
+        (batch, segment): (usize, usize),
+        keep: Keep,
+        dropout: &Dropout,
+        residual: Option<&[T]>,
+        out: &mut [T],
+        pool: &mut Pool<T>,
+    ) -> Tape<T> {
+        let d = self.config.d_model;
+        let stored = input.len() / (batch * d) - segment;
+        let splits = self.splits(batch, stored, segment);
+        let shape = self.shape(batch, stored.min(self.config.memory), segment);
+        let rotary = self.rotary(&shape);
+        let mut before = [Vec::new(), Vec::new(), Vec::new()];
+        let mut heads = [Vec::new(), Vec::new(), Vec::new()];
+        for (at, (projection, split)) in self.projections().iter().zip(&splits).enumerate() {
+            let x = &input[input.len() - (split.skip + split.len) * batch * d..];
+            let mut rows = pool.take(x.len());
+            let bias = projection.bias.map(|id| layout.get(data, id));
+            linear::forward(x, layout.get(data, projection.weight), bias, d, d, Finish::Plain, &mut rows);
+            heads[at] = pool.take(split.len * batch * d);
+            let path = self.path(layout, data, at, *split, rotary.as_ref(), &shape);
+            path.forward(&rows, &mut heads[at]);
+            if path.kernel.is_some() && keep != Keep::Nothing {
+                before[at] = rows;
+            } else {
+                pool.give(rows);
+            }
+        }
+        let table = self.table(layout, data, &shape);
+        let mut out_heads = pool.take(segment * batch * d);
+        let kept = |wanted: bool, len: usize| if wanted { len } else { 0 };
+        let mut statistics = pool.take(kept(keep != Keep::Nothing, 2 * shape.tasks() * segment));
+        let weights_len = kept(keep == Keep::Weights, shape.tasks() * segment * shape.keys());
+        let mut weights = pool.take(weights_len);
+        let query_bias = self.relative.map(|ids| layout.get(data, ids.query_bias));
+        let call = Call {
+            shape,
+            query: &heads[0],
+            key: &heads[1],
+            value: &heads[2],
+            table: table.as_ref().zip(query_bias),
+            dropout,
+            unit: splits[0].unit(),
+        };
+        let scratch_bytes = call.forward(&mut out_heads, &mut statistics, &mut weights);
+        let mut out_rows = pool.take(segment * batch * d);
+        merge(&splits[0], segment, &out_heads, &mut out_rows);
+        let (weight, bias) = (layout.get(data, self.output.0), layout.get(data, self.output.1));
+        let finish = residual.map_or(Finish::Plain, Finish::Add);
+        linear::forward(&out_rows, weight, Some(bias), d, d, finish, out);
+        Tape {
+            shape,
+            before,
+            heads,
+            out_heads,
+            out_rows,
+            statistics,
+            weights,
+            dropout: dropout.clone(),
+            scratch_bytes,
+        }
+    }
+
+    fn path<'a, T: Scalar>(
+        &self,
+        layout: &Layout,
+        data: &'a [T],
+        which: usize,
+        split: Split,
+        rotary: Option<&'a Rotary<T>>,
+        shape: &Shape,
+    ) -> Path<'a, T> {
+        // The last key is the last query; values are not turned.
+        let rotary = rotary.filter(|_| which < 2).map(|rotary| (rotary, shape.keys() - split.len));
+        Path {
+            split,
+            kernel: self.kernel(layout, data, &self.projections()[which]),
+            rotary,
+        }
+    }
+
+    /// Gradients of [`AttentionLayer::forward`], without those of `residual`: `d_input` is set, `grads` added to.
+    pub fn backward<T: Scalar>(
+        &self,
+        layout: &Layout,
+        data: &[T],
+        input: &[T],
+        tape: Tape<T>,
+        d_out: &[T],
+        d_input: &mut [T],
+        grads: &mut [T],
+        pool: &mut Pool<T>,
+    ) {
+        let d = self.config.d_model;
+        let shape = tape.shape;
+        let (batch, segment) = (shape.batch, shape.segment);
+        let stored = input.len() / (batch * d) - segment;
+        let splits = self.splits(batch, stored, segment);
+        linear::backward_weight(&tape.out_rows, d_out, d, d, layout.get_mut(grads, self.output.0));
+        linear::backward_bias(d_out, layout.get_mut(grads, self.output.1));
+        let mut d_rows = pool.take(segment * batch * d);
+        linear::backward_input(d_out, layout.get(data, self.output.0), d, d, false, &mut d_rows);
+        let mut d_out_heads = pool.take(segment * batch * d);
+        let plain = Path {
+            split: Split { skip: 0, ..splits[0] },
+            kernel: None,
+            rotary: None,
+        };
+        plain.forward(&d_rows, &mut d_out_heads);
+        pool.give(d_rows);
+
+        let table = self.table(layout, data, &shape);
+        let query_bias = self.relative.map(|ids| layout.get(data, ids.query_bias));
+        let call = Call {
+            shape,
+            query: &tape.heads[0],
+            key: &tape.heads[1],
+            value: &tape.heads[2],
+            table: table.as_ref().zip(query_bias),
+            dropout: &tape.dropout,
+            unit: splits[0].unit(),
+        };
+        let mut d_heads = [0, 1, 2].map(|at| pool.take(tape.heads[at].len()));
+        let sums = call.backward(&tape, &d_out_heads, &mut d_heads);
+        self.add_relative(layout, &shape, call.unit, &sums, grads);
+        pool.give(d_out_heads);
+        let Tape {
+            before,
+            heads,
+            out_heads,
+            out_rows,
+            statistics,
+            weights,
+            ..
+        } = tape;
+        heads.into_iter().for_each(|buffer| pool.give(buffer));
+        pool.give(weights);
+        pool.give(out_rows);
+        pool.give(out_heads);
+        pool.give(statistics);
+
+        d_input.fill(T::ZERO);
+        let rotary = self.rotary(&shape);
+        let projections = self.projections();
+        for (at, (before, mut d_heads)) in before.into_iter().zip(d_heads).enumerate() {
+            let (projection, split) = (&projections[at], splits[at]);
+            let len = (split.skip + split.len) * batch * d;
+            let mut d_pre = pool.take(len);
+            let path = self.path(layout, data, at, split, rotary.as_ref(), &shape);
+            let d_kernel = projection.kernel.map(|(weight, bias)| layout.pair_mut(grads, weight, bias));
+            path.backward(&before, &mut d_heads, &mut d_pre, d_kernel);
+            pool.give(d_heads);
+            let mut d_rows = pool.take(len);
+            merge(&split, split.skip + split.len, &d_pre, &mut d_rows);
+            pool.give(d_pre);
+            if !before.is_empty() {
+                pool.give(before);
+            }
+            let first = input.len() - len;
+            let weight = layout.get(data, projection.weight);
+            linear::backward_weight(&input[first..], &d_rows, d, d, layout.get_mut(grads, projection.weight));
+            if let Some(bias) = projection.bias {
+                linear::backward_bias(&d_rows, layout.get_mut(grads, bias));
+            }
+            linear::backward_input(&d_rows, weight, d, d, true, &mut d_input[first..]);
+            pool.give(d_rows);
+        }
+    }
+
+    /// Adds the gradients of the relative parameters, pieces in order.
+    fn add_relative<T: Scalar>(
+        &self,
+        layout: &Layout,
+        shape: &Shape,
+        unit: usize,
+        sums: &[RelativeGradients<T>],
+        grads: &mut [T],
+    ) {
+        let Some(ids) = self.relative else { return };
+        let (keys, d, stride, heads) = (shape.keys(), shape.head_dim, shape.stride(), shape.heads);
+        let first = ids.zero + 1 - keys;
+        for (number, sum) in sums.iter().enumerate() {
+            let h = number * unit / shape.batch;
+            let table = layout.get_mut(grads, ids.table);
+            for u in 0..keys {
+                let row = &mut table[((first + u) * heads + h) * d..][..d];
+                for (c, value) in row.iter_mut().enumerate() {
+                    *value += sum.table_t[c * stride + u];
+                }
+            }
+            let bias = layout.get_mut(grads, ids.bias);
+            for u in 0..keys {
+                bias[(first + u) * heads + h] += sum.bias[u];
+            }
+            add(&mut layout.get_mut(grads, ids.query_bias)[h * d..(h + 1) * d], &sum.query_bias);
+        }
+    }
+}
+
+impl<T: Scalar> Tape<T> {
+    /// Gives the buffers back without a backward pass.
+    pub fn discard(self, pool: &mut Pool<T>) {
+        let buffers = self.before.into_iter().filter(|buffer| !buffer.is_empty());
+        let buffers = buffers.chain(self.heads);
+        buffers.for_each(|buffer| pool.give(buffer));
+        for buffer in [self.out_heads, self.out_rows, self.statistics, self.weights] {
+            pool.give(buffer);
+        }
+    }
+
+    /// Bytes of the kernels' scratch on all threads that took part.
+    pub fn scratch_bytes(&self) -> usize {
+        self.scratch_bytes
+    }
+}
+
+/// One call of the kernels over all tasks.
+struct Call<'a, T> {
+    shape: Shape,
+    query: &'a [T],
+    key: &'a [T],
+    value: &'a [T],
+    table: Option<(&'a Table<T>, &'a [T])>,
+    dropout: &'a Dropout,
+    /// Tasks of a piece.
+    unit: usize,
+}
+
+impl<'a, T: Scalar> Call<'a, T> {
+    fn operands(&self, task: usize) -> Operands<'a, T> {
+        let shape = &self.shape;
+        let head = task / shape.batch;
+        let (d, keys) = (shape.head_dim, shape.keys());
+        let relative = self.table.map(|(table, query_bias)| Relative {
+            table: &table.rows[head * keys * d..][..keys * d],
+            table_t: &table.transposed[head * d * shape.stride()..][..d * shape.stride()],
+            bias: &table.bias[head * keys..][..keys],
+            query_bias: &query_bias[head * d..][..d],
+        });
+        Operands {
+            query: &self.query[task * shape.query_len()..][..shape.query_len()],
+            key: &self.key[task * shape.key_len()..][..shape.key_len()],
+            value: &self.value[task * shape.key_len()..][..shape.key_len()],
+            relative,
+            dropout: self.dropout,
+            task,
+        }
+    }
+
+    /// Fills `out`, and `statistics` and `weights` unless they are empty; returns the bytes of scratch in use.
+    fn forward(&self, out: &mut [T], statistics: &mut [T], weights: &mut [T]) -> usize {
+        let shape = &self.shape;
+        let (unit, arch) = (self.unit, Arch::new());
+        let rows = unit * shape.segment;
+        // `par_chunks_mut` of an empty slice has no pieces; these are then cut by hand.
+        let mut statistics: Vec<Option<&mut [T]>> = optional_pieces(statistics, 2 * rows, shape.tasks() / unit);
+        let mut weights: Vec<Option<&mut [T]>> = optional_pieces(weights, rows * shape.keys(), shape.tasks() / unit);
+        let pieces = out.par_chunks_mut(unit * shape.query_len()).zip(&mut statistics).zip(&mut weights);
+        pieces.enumerate().for_each_init(
+            || Scratch::new(shape, false),
+            |scratch, (number, ((out, statistics), weights))| {
+                arch.dispatch(ForwardUnit {
+                    call: self,
+                    first: number * unit,
+                    out,
+                    statistics: statistics.as_deref_mut(),
+                    weights: weights.as_deref_mut(),
+                    scratch,
+                });
+            },
+        );
+        Scratch::<T>::new(shape, true).bytes() * rayon::current_num_threads()
+    }
+
+    fn backward(&self, tape: &Tape<T>, d_out: &[T], d_heads: &mut [Vec<T>; 3]) -> Vec<RelativeGradients<T>> {
+        let shape = &self.shape;
+        let (unit, arch) = (self.unit, Arch::new());
+        let [query, key, value] = d_heads;
+        let pieces = query.par_chunks_mut(unit * shape.query_len());
+        let pieces = pieces.zip(key.par_chunks_mut(unit * shape.key_len()));
+        let pieces = pieces.zip(value.par_chunks_mut(unit * shape.key_len()));
+        let sums = pieces.enumerate().map_init(
+            || Scratch::new(shape, true),
+            |scratch, (number, ((query, key), value))| {
+                arch.dispatch(BackwardUnit {
+                    call: self,
+                    tape,
+                    first: number * unit,
+                    d_out,
+                    gradients: Gradients { query, key, value },
+                    scratch,
+                })
+            },
+        );
+        sums.collect::<Vec<_>>().into_iter().flatten().collect()
+    }
+}
+
+fn optional_pieces<T>(data: &mut [T], len: usize, count: usize) -> Vec<Option<&mut [T]>> {
+    if data.is_empty() {
+        (0..count).map(|_| None).collect()
+    } else {
+        data.chunks_mut(len).map(Some).collect()
+    }
+}
+
+/// Some tasks forward. (A struct and not a closure: closures of this size are not inlined into the dispatched code.)
+struct ForwardUnit<'a, 'b, T> {
+    call: &'a Call<'b, T>,
+    first: usize,
+    out: &'a mut [T],
+    statistics: Option<&'a mut [T]>,
+    weights: Option<&'a mut [T]>,
+    scratch: &'a mut Scratch<T>,
+}
+
+impl<T: Scalar> WithSimd for ForwardUnit<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, _: S) {
+        let shape = &self.call.shape;
+        let (rows, keys) = (shape.segment, shape.keys());
+        for (at, out) in self.out.chunks_exact_mut(shape.query_len()).enumerate() {
+            let operands = self.call.operands(self.first + at);
+            let statistics = self.statistics.as_deref_mut().map(|all| &mut all[at * 2 * rows..][..2 * rows]);
+            let weights = self.weights.as_deref_mut().map(|all| &mut all[at * rows * keys..][..rows * keys]);
+            core::forward(shape, &operands, out, statistics, weights, self.scratch);
+        }
+    }
+}
+
+/// Some tasks of one head backward.
+struct BackwardUnit<'a, 'b, T> {
+    call: &'a Call<'b, T>,
+    tape: &'a Tape<T>,
+    first: usize,
+    d_out: &'a [T],
+    gradients: Gradients<'a, T>,
+    scratch: &'a mut Scratch<T>,
+}
+
+impl<T: Scalar> WithSimd for BackwardUnit<'_, '_, T> {
+    type Output = Option<RelativeGradients<T>>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Self::Output {
+        let shape = &self.call.shape;
+        let (rows, keys) = (shape.segment, shape.keys());
+        let mut sums = self.call.table.is_some().then(|| RelativeGradients::zeros(shape));
+        let queries = self.gradients.query.chunks_exact_mut(shape.query_len());
+        let keys_values = self.gradients.key.chunks_exact_mut(shape.key_len());
+        let keys_values = keys_values.zip(self.gradients.value.chunks_exact_mut(shape.key_len()));
+        for (at, (query, (key, value))) in queries.zip(keys_values).enumerate() {
+            let task = self.first + at;
+            let weights = Some(&self.tape.weights).filter(|weights| !weights.is_empty());
+            let kept = Kept {
+                out: &self.tape.out_heads[task * shape.query_len()..][..shape.query_len()],
+                statistics: &self.tape.statistics[task * 2 * rows..][..2 * rows],
+                weights: weights.map(|weights| &weights[task * rows * keys..][..rows * keys]),
+            };
+            let d_out = &self.d_out[task * shape.query_len()..][..shape.query_len()];
+            let mut gradients = Gradients { query, key, value };
+            let operands = self.call.operands(task);
+            core::backward(shape, &operands, &kept, d_out, &mut gradients, sums.as_mut(), self.scratch);
+        }
+        sums
+    }
+}
