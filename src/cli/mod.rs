@@ -8,6 +8,7 @@ mod infer;
 mod loading;
 mod or_auto;
 mod prompts;
+mod rcmha_train;
 mod report;
 mod tokenize;
 
@@ -41,6 +42,8 @@ enum Command {
     Infer(Box<infer::InferArgs>),
     /// Measure speed and memory on this machine
     Bench(Box<bench::BenchArgs>),
+    /// Train language models that differ in their attention (MHA, MDHA, RMHA, RCMHA), and compare them
+    RcmhaTrain(Box<rcmha_train::RcmhaTrainArgs>),
     /// Set results of runs beside each other, and beside what a paper prints
     Report(report::ReportArgs),
     /// Print the token ids of a text as JSON
@@ -109,6 +112,7 @@ fn run(command: Command, context: &Context) -> Result<Outcome> {
     match command {
         Command::Infer(args) => infer::run(&args, context),
         Command::Bench(args) => bench::run(&args, context),
+        Command::RcmhaTrain(args) => rcmha_train::run(&args, context),
         Command::Report(args) => report::run(&args, context),
         Command::Tokenize(args) => tokenize::run(&args, context),
         Command::Doctor(args) => doctor::run(&args, context),

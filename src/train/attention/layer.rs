@@ -163,16 +163,19 @@ impl AttentionLayer {
     /// Rows of the input that each projection starts from, and how many come out, for `stored` memory rows.
     fn splits(&self, batch: usize, stored: usize, segment: usize) -> [Split; 3] {
         let memory = stored.min(self.config.memory);
-        let split = |skip: usize, len: usize| Split {
+        let split = |projection: &Projection, before: usize, len: usize| Split {
             batch,
             heads: self.config.heads,
             head_dim: self.config.d_model / self.config.heads,
-            skip,
+            // Rows before the first are for convolutions only.
+            skip: if projection.kernel.is_some() { before } else { 0 },
             len,
         };
-        let query = split(self.config.carried().min(stored), segment);
-        let keys = split(stored - memory, memory + segment);
-        [query, keys, keys]
+        [
+            split(&self.query, self.config.carried().min(stored), segment),
+            split(&self.key, stored - memory, memory + segment),
+            split(&self.value, stored - memory, memory + segment),
+        ]
     }
 
     fn kernel<'a, T: Scalar>(&self, layout: &Layout, data: &'a [T], projection: &Projection) -> Option<Kernel<'a, T>> {
