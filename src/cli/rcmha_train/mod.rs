@@ -68,6 +68,12 @@ fn plan(args: &RcmhaTrainArgs) -> Result<Plan> {
         return Err(Error::user(format!("`--seed {}` is too large", args.seed)).help("pass a smaller number"));
     }
     let data::Named { text, name } = data::load(&args.data)?;
+    if let Some(prompt) = &args.output.prompt
+        && text.codec.encode(prompt).is_none_or(|ids| ids.is_empty())
+    {
+        return Err(Error::user(format!("the prompt `{prompt}` is empty or has characters that the text lacks"))
+            .help("pass a `--prompt` made of characters of the text"));
+    }
     let mut runs = Vec::new();
     // Seed by seed, so that a stopped matrix has whole comparisons.
     for seed in (0..args.seeds as u64).map(|k| args.seed + k) {
