@@ -121,7 +121,6 @@ pub struct Trainer {
     train: Streams,
     valid: Streams,
     pool: Pool<f32>,
-    scratch_bytes: usize,
 }
 
 impl Trainer {
@@ -153,7 +152,6 @@ impl Trainer {
             valid,
             pool: Pool::default(),
             progress: Progress::default(),
-            scratch_bytes: 0,
             model,
             config,
         })
@@ -315,11 +313,13 @@ impl Trainer {
     /// Bytes by component so far.
     pub fn memory_use(&self) -> MemoryUse {
         let weights = (self.model.layout.count() * size_of::<f32>()) as u64;
+        let group = self.config.batch / self.config.accumulate;
+        let working = self.model.working_bytes::<f32>(group, rayon::current_num_threads());
         MemoryUse {
             weights_bytes: weights,
             gradients_bytes: weights,
             optimizer_bytes: 2 * weights,
-            activations_peak_bytes: (self.pool.peak_bytes() + self.scratch_bytes) as u64,
+            activations_peak_bytes: (self.pool.peak_bytes() + working) as u64,
         }
     }
 

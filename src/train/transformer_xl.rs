@@ -202,6 +202,12 @@ impl TransformerXl {
         self.config.memory + self.config.layer().carried()
     }
 
+    /// Bytes that a training step over `batch` streams takes beside the buffers of the pool.
+    pub fn working_bytes<T: Scalar>(&self, batch: usize, threads: usize) -> usize {
+        let of = |block: &Block| block.attention.working_bytes::<T>(batch, threads);
+        self.blocks.first().map_or(0, of)
+    }
+
     fn affine<'a, T>(&self, data: &'a [T], (weight, bias): (Id, Id)) -> (&'a [T], &'a [T]) {
         (self.layout.get(data, weight), self.layout.get(data, bias))
     }

@@ -84,7 +84,6 @@ pub struct Tape<T> {
     /// Empty if they are computed again.
     weights: Vec<T>,
     dropout: Dropout,
-    scratch_bytes: usize,
 }
 
 /// The relative parameters in the order of the kernels, by head.
@@ -144,6 +143,21 @@ impl AttentionLayer {
             output,
             relative,
         })
+    }
+
+    /// Bytes that a backward pass over full memory takes beside the buffers of the pool: scratch of every thread, the
+    /// table in the order of the kernels, and its gradients by piece.
+    pub fn working_bytes<T: Scalar>(&self, batch: usize, threads: usize) -> usize {
+        let shape = self.shape(batch, self.config.memory, self.config.segment);
+        let splits = self.splits(batch, self.config.memory, self.config.segment);
+        let scratch = threads * Scratch::<T>::new(&shape, true).bytes();
+        if self.relative.is_none() {
+            return scratch;
+        }
+        let (d, keys) = (shape.head_dim, shape.keys());
+        let table = shape.heads * (keys * d + d * shape.stride() + keys);
+        let sums = shape.tasks() / splits[0].unit() * (d * shape.stride() + keys + d);
+        scratch + (table + sums) * size_of::<T>()
     }
 
     fn projections(&self) -> [Projection; 3] {
@@ -265,7 +279,7 @@ impl AttentionLayer {
             dropout,
             unit: splits[0].unit(),
         };
-        let scratch_bytes = call.forward(&mut out_heads, &mut statistics, &mut weights);
+        call.forward(&mut out_heads, &mut statistics, &mut weights);
         let mut out_rows = pool.take(segment * batch * d);
         merge(&splits[0], segment, &out_heads, &mut out_rows);
         let (weight, bias) = (layout.get(data, self.output.0), layout.get(data, self.output.1));
@@ -280,7 +294,6 @@ impl AttentionLayer {
             statistics,
             weights,
             dropout: dropout.clone(),
-            scratch_bytes,
         }
     }
 
@@ -430,11 +443,6 @@ impl<T: Scalar> Tape<T> {
             pool.give(buffer);
         }
     }
-
-    /// Bytes of the kernels' scratch on all threads that took part.
-    pub fn scratch_bytes(&self) -> usize {
-        self.scratch_bytes
-    }
 }
 
 /// One call of the kernels over all tasks.
@@ -470,8 +478,8 @@ impl<'a, T: Scalar> Call<'a, T> {
         }
     }
 
-    /// Fills `out`, and `statistics` and `weights` unless they are empty; returns the bytes of scratch in use.
-    fn forward(&self, out: &mut [T], statistics: &mut [T], weights: &mut [T]) -> usize {
+    /// Fills `out`, and `statistics` and `weights` unless they are empty.
+    fn forward(&self, out: &mut [T], statistics: &mut [T], weights: &mut [T]) {
         let shape = &self.shape;
         let (unit, arch) = (self.unit, Arch::new());
         let rows = unit * shape.segment;
@@ -492,7 +500,6 @@ impl<'a, T: Scalar> Call<'a, T> {
                 });
             },
         );
-        Scratch::<T>::new(shape, true).bytes() * rayon::current_num_threads()
     }
 
     fn backward(&self, tape: &Tape<T>, d_out: &[T], d_heads: &mut [Vec<T>; 3]) -> Vec<RelativeGradients<T>> {
