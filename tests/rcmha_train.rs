@@ -21,7 +21,9 @@ fn parameter(name: &str, at: usize) -> f64 {
 }
 
 fn ids(count: usize, vocab: usize, shift: usize) -> Vec<u32> {
-    (0..count).map(|i| ((i * i + 3 * i * shift + shift) % vocab) as u32).collect()
+    (0..count)
+        .map(|i| ((i * i + 3 * i * shift + shift) % vocab) as u32)
+        .collect()
 }
 
 fn size(case: &Value, key: &str) -> usize {
@@ -54,7 +56,10 @@ fn against_pytorch<T: Scalar>(case: &Value, keep: Keep, tolerance: f64) {
     let close = |got: f64, expected: &Value, what: &str| {
         let expected = expected.as_f64().unwrap();
         let bound = tolerance * expected.abs().max(1.0);
-        assert!((got - expected).abs() < bound, "{attention:?} {what}: {got} and {expected}");
+        assert!(
+            (got - expected).abs() < bound,
+            "{attention:?} {what}: {got} and {expected}"
+        );
     };
     let (mut pool, mut memory) = (Pool::default(), Memory::empty(model.config.layers));
     let mut grads: Vec<T> = model.layout.zeros();
@@ -72,7 +77,11 @@ fn against_pytorch<T: Scalar>(case: &Value, keep: Keep, tolerance: f64) {
         };
         grads.fill(T::ZERO);
         let outcome = model.train(&data, &mut grads, part, &mut memory, &pass, &mut pool);
-        close(outcome.mean_loss(), &case["losses"][step], &format!("loss of segment {step}"));
+        close(
+            outcome.mean_loss(),
+            &case["losses"][step],
+            &format!("loss of segment {step}"),
+        );
     }
     let expected = case["gradients"].as_object().unwrap();
     assert_eq!(expected.len(), model.layout.specs().len());
@@ -102,7 +111,9 @@ fn small(output: &Path) -> Command {
     let mut command = tokselect();
     command.args("rcmha-train --layers 1 --d-model 16 --heads 2 --segment 16 --batch 4".split(' '));
     command.args("--steps 60 --log-every 1 --eval-every 20 --eval-parts 40 --checkpoint-every 7".split(' '));
-    command.args("--attention rmha,rcmha --seeds 2 --dropout 0.1 -q -o".split(' ')).arg(output);
+    command
+        .args("--attention rmha,rcmha --seeds 2 --dropout 0.1 -q -o".split(' '))
+        .arg(output);
     command
 }
 
@@ -127,18 +138,28 @@ fn losses(folder: &Path) -> Vec<Value> {
 fn a_matrix_has_tables_tests_and_a_figure() {
     let folder = scratch("rcmha-matrix");
     let finished = succeeds(&mut small(&folder));
-    assert!(finished.text().contains("rcmha") && finished.text().contains("paired"), "{finished:?}");
+    assert!(
+        finished.text().contains("rcmha") && finished.text().contains("paired"),
+        "{finished:?}"
+    );
     let report: Value = serde_json::from_slice(&fs::read(folder.join("report.json")).unwrap()).unwrap();
     assert_eq!(report["tables"][0]["rows"].as_array().unwrap().len(), 2);
     assert_eq!(report["tables"][1]["name"], "paired");
     assert_eq!(report["samples"]["count"], 4);
-    assert!(fs::read_to_string(folder.join("figure.svg")).unwrap().contains("rcmha (valid)"));
+    assert!(
+        fs::read_to_string(folder.join("figure.svg"))
+            .unwrap()
+            .contains("rcmha (valid)")
+    );
     for name in ["rmha-seed-0", "rmha-seed-1", "rcmha-seed-0", "rcmha-seed-1"] {
         let run = folder.join(name);
         let losses = losses(&run);
         // 60 lines of training, 3 of validation and the final one in full (the last evaluation was of a part).
         assert_eq!(losses.len(), 63, "{name}");
-        let (first, last) = (losses[0]["loss"].as_f64().unwrap(), losses[61]["loss"].as_f64().unwrap());
+        let (first, last) = (
+            losses[0]["loss"].as_f64().unwrap(),
+            losses[61]["loss"].as_f64().unwrap(),
+        );
         assert!(last < first - 0.5, "{name}: {first} to {last}");
         let csv = fs::read_to_string(run.join("metrics.csv")).unwrap();
         assert_eq!(csv.lines().count(), 64);
@@ -188,7 +209,11 @@ fn a_killed_run_goes_on_with_the_same_losses() {
 fn another_configuration_is_refused_with_the_keys_that_differ() {
     let folder = scratch("rcmha-other");
     succeeds(small(&folder).args(["--seeds", "1"]));
-    let stderr = refuses(small(&folder).args(["--seeds", "1", "--clip", "0.5"]), 2, &["different configuration"]);
+    let stderr = refuses(
+        small(&folder).args(["--seeds", "1", "--clip", "0.5"]),
+        2,
+        &["different configuration"],
+    );
     assert!(stderr.contains("training.clip"), "{stderr}");
 }
 
@@ -227,7 +252,9 @@ fn every_unit_and_option_trains_and_generates() {
     ] {
         let mut command = tokselect();
         command.args("rcmha-train --layers 1 --d-model 16 --heads 2 --segment 8 --batch 2 --steps 10".split(' '));
-        command.args("--generate 20 --eval-parts 500 -q --format json".split(' ')).args(options.split(' '));
+        command
+            .args("--generate 20 --eval-parts 500 -q --format json".split(' '))
+            .args(options.split(' '));
         let report = succeeds(&mut command).json();
         assert!(report["tables"][0]["rows"][0][3].is_number(), "{options}: {report}");
     }
@@ -250,13 +277,25 @@ fn wrong_input_is_refused_with_a_remedy() {
     refuses(train("--data").arg(&tiny), 2, &["too few for 16 streams"]);
     refuses(train("--data").arg(&binary), 2, &["not UTF-8"]);
     refuses(train("--data").arg(&folder), 2, &["has no"]);
-    refuses(&mut train("--heads 3"), 2, &["`--heads 3` does not divide `--d-model 64`"]);
+    refuses(
+        &mut train("--heads 3"),
+        2,
+        &["`--heads 3` does not divide `--d-model 64`"],
+    );
     refuses(&mut train("--batch 6 --accumulate 4"), 2, &["does not divide"]);
     refuses(&mut train("--relative-table 8"), 2, &["too short"]);
     refuses(&mut train("--convolve qx"), 2, &["--convolve"]);
     refuses(&mut train("--unit bpe:3"), 2, &["bpe:N"]);
-    refuses(&mut train("--attention rcmha --reference mha"), 2, &["is not among the attentions"]);
-    refuses(&mut train("--steps 3 --generate 3 --prompt €"), 2, &["has characters that the text lacks"]);
+    refuses(
+        &mut train("--attention rcmha --reference mha"),
+        2,
+        &["is not among the attentions"],
+    );
+    refuses(
+        &mut train("--steps 3 --generate 3 --prompt €"),
+        2,
+        &["has characters that the text lacks"],
+    );
     refuses(&mut train("--attention gru"), 2, &["gru"]);
 }
 
@@ -264,11 +303,25 @@ fn wrong_input_is_refused_with_a_remedy() {
 fn a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint() {
     let folder = scratch("rcmha-nan");
     let mut command = small(&folder);
-    command.args(["--rate", "1e37", "--warmup", "40", "--spike-factor", "0", "--clip", "0", "--checkpoint-every", "1"]);
+    command.args([
+        "--rate",
+        "1e37",
+        "--warmup",
+        "40",
+        "--spike-factor",
+        "0",
+        "--clip",
+        "0",
+        "--checkpoint-every",
+        "1",
+    ]);
     let finished = run(&mut command);
     assert_refused(&finished, 2, &["the loss of step", "rmha-seed-0", "--rate"]);
     let kept = fs::read_dir(folder.join("rmha-seed-0")).unwrap();
-    let last = kept.map(|entry| entry.unwrap().path()).filter(|path| path.to_str().unwrap().contains("step-")).max();
+    let last = kept
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.to_str().unwrap().contains("step-"))
+        .max();
     let checkpoint = tokselect::train::checkpoint::Checkpoint::read(&last.expect("a checkpoint")).unwrap();
     assert!(checkpoint.progress.step >= 1);
 }

@@ -23,14 +23,20 @@ pub fn curves(axes: Axes<'_>, curves: &[Curve]) -> Result<String> {
     let size = (760, 420 + LEGEND_LINE * curves.len() as u32 + 10);
     let finite = |curve: &Curve| {
         let points = curve.points.iter().copied();
-        points.filter(|(x, y)| x.is_finite() && y.is_finite()).collect::<Vec<_>>()
+        points
+            .filter(|(x, y)| x.is_finite() && y.is_finite())
+            .collect::<Vec<_>>()
     };
     let all: Vec<(f64, f64)> = curves.iter().flat_map(finite).collect();
     let range = |of: fn(&(f64, f64)) -> f64| {
         let low = all.iter().map(of).fold(f64::INFINITY, f64::min);
         let high = all.iter().map(of).fold(f64::NEG_INFINITY, f64::max);
         // A single value still needs an axis with a length.
-        if high > low { low..high } else { low.min(0.0)..high.max(0.0) + 1.0 }
+        if high > low {
+            low..high
+        } else {
+            low.min(0.0)..high.max(0.0) + 1.0
+        }
     };
     let (x, y) = (range(|point| point.0), range(|point| point.1));
     let mut svg = String::new();
@@ -54,10 +60,18 @@ pub fn curves(axes: Axes<'_>, curves: &[Curve]) -> Result<String> {
             .map_err(failed)?;
         for (number, curve) in curves.iter().enumerate() {
             let colour = LINE_COLOURS[curve.colour % LINE_COLOURS.len()];
-            let style = if curve.thin { colour.mix(0.45).stroke_width(1) } else { colour.stroke_width(2) };
-            chart.draw_series([PathElement::new(finite(curve), style)]).map_err(failed)?;
+            let style = if curve.thin {
+                colour.mix(0.45).stroke_width(1)
+            } else {
+                colour.stroke_width(2)
+            };
+            chart
+                .draw_series([PathElement::new(finite(curve), style)])
+                .map_err(failed)?;
             let at = (LEGEND_LINE * number as u32) as i32 + 8;
-            names.draw(&PathElement::new(vec![(56, at), (84, at)], style)).map_err(failed)?;
+            names
+                .draw(&PathElement::new(vec![(56, at), (84, at)], style))
+                .map_err(failed)?;
             names
                 .draw(&Text::new(curve.name.clone(), (92, at - 6), text(13)))
                 .map_err(failed)?;
@@ -84,7 +98,11 @@ mod tests {
             colour: 9,
             thin: false,
         };
-        let svg = curves(axes, &[curve(&[(1.0, 4.0), (2.0, f64::NAN), (3.0, 2.0)]), curve(&[(1.0, 4.0)])]).unwrap();
+        let svg = curves(
+            axes,
+            &[curve(&[(1.0, 4.0), (2.0, f64::NAN), (3.0, 2.0)]), curve(&[(1.0, 4.0)])],
+        )
+        .unwrap();
         assert_eq!(svg.matches("rcmha").count(), 2);
         assert!(!svg.contains("NaN"));
         assert!(curves(axes, &[curve(&[(1.0, 4.0)])]).unwrap().contains("<svg"));

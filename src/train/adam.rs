@@ -42,7 +42,10 @@ pub struct Moments<T> {
 pub fn pieces(reached: &[Range<usize>]) -> Vec<Range<usize>> {
     let cut = |range: &Range<usize>| {
         let range = range.clone();
-        range.clone().step_by(PIECE).map(move |start| start..range.end.min(start + PIECE))
+        range
+            .clone()
+            .step_by(PIECE)
+            .map(move |start| start..range.end.min(start + PIECE))
     };
     reached.iter().flat_map(cut).collect()
 }
@@ -50,7 +53,10 @@ pub fn pieces(reached: &[Range<usize>]) -> Vec<Range<usize>> {
 /// Norm of the gradient over all pieces.
 pub fn norm<T: Scalar>(grads: &[T], pieces: &[Range<usize>]) -> f64 {
     let arch = Arch::new();
-    let squares: Vec<f64> = pieces.par_iter().map(|piece| arch.dispatch(Squares(&grads[piece.clone()]))).collect();
+    let squares: Vec<f64> = pieces
+        .par_iter()
+        .map(|piece| arch.dispatch(Squares(&grads[piece.clone()])))
+        .collect();
     squares.iter().sum::<f64>().sqrt()
 }
 

@@ -167,7 +167,11 @@ mod tests {
     #[ignore = "a measurement"]
     fn block_rate() {
         for (m, k, n) in [(32, 16, 256), (16, 32, 256), (32, 256, 16), (32, 64, 512), (2, 16, 34)] {
-            let strides = Strides { left: k, right: n + 16, out: n + 16 };
+            let strides = Strides {
+                left: k,
+                right: n + 16,
+                out: n + 16,
+            };
             let left = vec![1.0f32; m * k];
             let right = vec![1.0f32; k * strides.right];
             let mut out = vec![0.0f32; m * strides.out];

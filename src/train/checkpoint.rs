@@ -48,7 +48,10 @@ impl Checkpoint {
         let mut views = Vec::with_capacity(self.tensors.len());
         for (name, shape, data) in &self.tensors {
             let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(data));
-            views.push((name.as_str(), view.map_err(|e| Error::bug(format!("tensor `{name}` of a checkpoint: {e}")))?));
+            views.push((
+                name.as_str(),
+                view.map_err(|e| Error::bug(format!("tensor `{name}` of a checkpoint: {e}")))?,
+            ));
         }
         let bytes = serialize(views, Some(metadata)).map_err(|e| Error::bug(format!("a checkpoint as bytes: {e}")))?;
         let temporary = path.with_extension("tmp");
@@ -70,7 +73,10 @@ impl Checkpoint {
         };
         let bytes = fs::read(path).map_err(|error| io_error("read", path, &error))?;
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| broken(e.to_string()))?;
-        let header = metadata.metadata().as_ref().and_then(|metadata| metadata.get("tokselect"));
+        let header = metadata
+            .metadata()
+            .as_ref()
+            .and_then(|metadata| metadata.get("tokselect"));
         let header = header.ok_or_else(|| broken("its counters are missing".into()))?;
         let header: Header = serde_json::from_str(header).map_err(|e| broken(e.to_string()))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| broken(e.to_string()))?;
@@ -111,7 +117,10 @@ pub fn steps(folder: &Path) -> Result<Vec<u64>> {
         Err(error) => return Err(io_error("read", folder, &error)),
     };
     let step = |name: &str| name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok();
-    let mut steps: Vec<u64> = entries.flatten().filter_map(|entry| step(entry.file_name().to_str()?)).collect();
+    let mut steps: Vec<u64> = entries
+        .flatten()
+        .filter_map(|entry| step(entry.file_name().to_str()?))
+        .collect();
     steps.sort_unstable();
     Ok(steps)
 }

@@ -121,7 +121,17 @@ pub fn cost_table(runs: &[RunResult], kinds: &[AttentionKind]) -> Result<Table> 
 
 /// Differences of every attention to `reference`, seed by seed, with their tests; `None` below two shared seeds.
 pub fn paired_table(runs: &[RunResult], kinds: &[AttentionKind], reference: AttentionKind) -> Result<Option<Table>> {
-    let columns = ["attention", "against", "measure", "seeds", "difference", "standard_error", "ci95_low", "ci95_high", "p"];
+    let columns = [
+        "attention",
+        "against",
+        "measure",
+        "seeds",
+        "difference",
+        "standard_error",
+        "ci95_low",
+        "ci95_high",
+        "p",
+    ];
     let mut table = Table::new("paired", columns.into_iter().map(Column::text).collect());
     let references = of(runs, reference);
     for &kind in kinds.iter().filter(|kind| **kind != reference) {
@@ -164,10 +174,15 @@ fn sign_flip_p(differences: &[f64]) -> Option<f64> {
     // Sums that are equal in exact arithmetic must count as equal.
     let tolerance = 1e-12 * differences.iter().map(|d| d.abs()).sum::<f64>();
     let flipped = |signs: u32| {
-        let signed = differences.iter().enumerate().map(|(at, d)| if signs >> at & 1 == 1 { -d } else { *d });
+        let signed = differences
+            .iter()
+            .enumerate()
+            .map(|(at, d)| if signs >> at & 1 == 1 { -d } else { *d });
         signed.sum::<f64>().abs()
     };
-    let far = (0..1u32 << n).filter(|&signs| flipped(signs) >= observed - tolerance).count();
+    let far = (0..1u32 << n)
+        .filter(|&signs| flipped(signs) >= observed - tolerance)
+        .count();
     Some(far as f64 / f64::from(1u32 << n))
 }
 

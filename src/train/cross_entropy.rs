@@ -42,7 +42,14 @@ pub fn with_gradient<T: Scalar>(logits: &mut [T], targets: &[u32], vocab: usize,
     let arch = Arch::new();
     let pieces = logits.par_chunks_mut(ROWS * vocab).zip(targets.par_chunks(ROWS));
     let parts: Vec<Outcome> = pieces
-        .map(|(logits, targets)| arch.dispatch(Rows { logits, targets, vocab, scale }))
+        .map(|(logits, targets)| {
+            arch.dispatch(Rows {
+                logits,
+                targets,
+                vocab,
+                scale,
+            })
+        })
         .collect();
     let mut all = Outcome::default();
     parts.into_iter().for_each(|part| all.add(part));

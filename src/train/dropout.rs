@@ -59,7 +59,9 @@ impl Dropout {
     /// [`Dropout::apply`] on a whole tensor, in parallel.
     pub fn apply_all<T: Scalar>(&self, x: &mut [T]) {
         if self.is_active() {
-            x.par_chunks_mut(CHUNK).enumerate().for_each(|(part, x)| self.apply(part, x));
+            x.par_chunks_mut(CHUNK)
+                .enumerate()
+                .for_each(|(part, x)| self.apply(part, x));
         }
     }
 }
@@ -70,7 +72,11 @@ mod tests {
 
     #[test]
     fn keeps_the_mean_and_repeats() {
-        let dropout = Dropout { rate: 0.25, seed: 3, place: "7/0/ffn".into() };
+        let dropout = Dropout {
+            rate: 0.25,
+            seed: 3,
+            place: "7/0/ffn".into(),
+        };
         let mask = |dropout: &Dropout| {
             let mut x = vec![1.0f64; 100_000];
             dropout.apply_all(&mut x);

@@ -42,7 +42,9 @@ fn parameters(model: &TransformerXl) -> Vec<f64> {
     let mut data = model.layout.initial::<f64>(1);
     for spec in model.layout.specs() {
         if !spec.name.starts_with("embedding") {
-            data[spec.range()].iter_mut().for_each(|value| *value = rng.random_range(-0.7..0.7));
+            data[spec.range()]
+                .iter_mut()
+                .for_each(|value| *value = rng.random_range(-0.7..0.7));
         }
     }
     data
@@ -80,7 +82,10 @@ fn run<T: Scalar>(model: &TransformerXl, data: &[T], pass: &Pass) -> (Outcome, V
 /// Loss of the last segment with memory made under `data`, which finite differences must not change.
 fn last_loss(model: &TransformerXl, data: &[f64], memory: &Memory<f64>, pass: &Pass) -> f64 {
     let rows = model.config.segment * BATCH;
-    let (inputs, targets) = (ids(rows, model.config.vocab, "in2"), ids(rows, model.config.vocab, "out2"));
+    let (inputs, targets) = (
+        ids(rows, model.config.vocab, "in2"),
+        ids(rows, model.config.vocab, "out2"),
+    );
     let segment = Segment {
         inputs: &inputs,
         targets: &targets,
@@ -88,7 +93,10 @@ fn last_loss(model: &TransformerXl, data: &[f64], memory: &Memory<f64>, pass: &P
     };
     let mut grads = model.layout.zeros();
     let mut memory = memory.clone();
-    model.train(data, &mut grads, segment, &mut memory, pass, &mut Pool::default()).loss * pass.scale
+    model
+        .train(data, &mut grads, segment, &mut memory, pass, &mut Pool::default())
+        .loss
+        * pass.scale
 }
 
 fn memory_before_last(model: &TransformerXl, data: &[f64], pass: &Pass) -> Memory<f64> {
@@ -135,7 +143,12 @@ fn check(config: ModelConfig, pass: &Pass) {
             let expected = difference(1e-5);
             if !close(expected, 1e-7) {
                 let expected = difference(1e-7);
-                assert!(close(expected, 1e-6), "{config:?}: {} at {at}: {} and {expected}", spec.name, grads[at]);
+                assert!(
+                    close(expected, 1e-6),
+                    "{config:?}: {} at {at}: {} and {expected}",
+                    spec.name,
+                    grads[at]
+                );
             }
             checked += 1;
             nonzero += usize::from(expected.abs() > 1e-9);
@@ -154,7 +167,14 @@ fn gradients_of_every_attention_equal_finite_differences() {
 #[test]
 fn gradients_with_every_option_equal_finite_differences() {
     let pass = no_dropout(Keep::Statistics);
-    for (kernel, per_head, on) in [(1, false, 7), (5, true, 7), (3, false, 1), (2, true, 2), (3, false, 4), (3, false, 0)] {
+    for (kernel, per_head, on) in [
+        (1, false, 7),
+        (5, true, 7),
+        (3, false, 1),
+        (2, true, 2),
+        (3, false, 4),
+        (3, false, 0),
+    ] {
         for kind in [AttentionKind::Rcmha, AttentionKind::RcmhaCarry, AttentionKind::RopeConv] {
             let convolution = Convolution {
                 kernel,
@@ -163,7 +183,13 @@ fn gradients_with_every_option_equal_finite_differences() {
                 value: on & 4 > 0,
                 per_head,
             };
-            check(ModelConfig { convolution, ..config(kind) }, &pass);
+            check(
+                ModelConfig {
+                    convolution,
+                    ..config(kind)
+                },
+                &pass,
+            );
         }
     }
     let full = ModelConfig {
@@ -191,7 +217,14 @@ fn gradients_with_dropout_equal_finite_differences_under_the_same_masks() {
             seed: 5,
             place: "1".into(),
         };
-        check(config(AttentionKind::Rcmha), &Pass { keep, scale: 0.125, dropout });
+        check(
+            config(AttentionKind::Rcmha),
+            &Pass {
+                keep,
+                scale: 0.125,
+                dropout,
+            },
+        );
     }
 }
 
@@ -211,7 +244,10 @@ fn long_segments_cross_blocks_of_rows() {
 #[test]
 fn weights_computed_again_give_the_same_bits() {
     for &kind in AttentionKind::value_variants() {
-        let config = ModelConfig { segment: 40, ..config(kind) };
+        let config = ModelConfig {
+            segment: 40,
+            ..config(kind)
+        };
         let model = TransformerXl::new(config).unwrap();
         let data: Vec<f32> = parameters(&model).iter().map(|&v| v as f32).collect();
         let kept = run(&model, &data, &no_dropout(Keep::Weights));
@@ -222,7 +258,11 @@ fn weights_computed_again_give_the_same_bits() {
 
 #[test]
 fn threads_do_not_change_the_bits() {
-    let model = TransformerXl::new(ModelConfig { segment: 300, ..config(AttentionKind::Rcmha) }).unwrap();
+    let model = TransformerXl::new(ModelConfig {
+        segment: 300,
+        ..config(AttentionKind::Rcmha)
+    })
+    .unwrap();
     let data: Vec<f32> = parameters(&model).iter().map(|&v| v as f32).collect();
     let on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -319,7 +359,12 @@ fn the_reference_model_has_the_published_codes_parameters() {
         convolution: Convolution::default(),
         table: TableSize::Full(4096),
     };
-    let count = |attention| TransformerXl::new(ModelConfig { attention, ..config }).unwrap().layout.count();
+    let count = |attention| {
+        TransformerXl::new(ModelConfig { attention, ..config })
+            .unwrap()
+            .layout
+            .count()
+    };
     assert_eq!(count(AttentionKind::Rmha), 7_495_745);
     assert_eq!(count(AttentionKind::Rcmha) - count(AttentionKind::Rmha), 1_152);
 }

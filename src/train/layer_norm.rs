@@ -10,21 +10,22 @@ const ROWS: usize = 128;
 /// As in PyTorch.
 const EPSILON: f64 = 1e-5;
 
-
 /// `out = (x - mean) / deviation * gain + bias`; `statistics` `[rows, 2]` keeps mean and 1 / deviation.
 pub fn forward<T: Scalar>(x: &[T], gain: &[T], bias: &[T], out: &mut [T], statistics: &mut [T]) {
     let d = gain.len();
     let arch = Arch::new();
     let pieces = out.par_chunks_mut(ROWS * d).zip(x.par_chunks(ROWS * d));
-    pieces.zip(statistics.par_chunks_mut(ROWS * 2)).for_each(|((out, x), statistics)| {
-        arch.dispatch(Forward {
-            x,
-            gain,
-            bias,
-            out,
-            statistics,
+    pieces
+        .zip(statistics.par_chunks_mut(ROWS * 2))
+        .for_each(|((out, x), statistics)| {
+            arch.dispatch(Forward {
+                x,
+                gain,
+                bias,
+                out,
+                statistics,
+            });
         });
-    });
 }
 
 /// Some rows forward. (A struct and not a closure: closures of this size are not inlined into the dispatched code.)
@@ -77,7 +78,11 @@ fn squares<T: Scalar>(x: &[T], mean: T) -> T {
             *lane = (value - mean).fused(value - mean, *lane);
         }
     }
-    lanes.iter().copied().chain(tail.iter().map(|&v| (v - mean) * (v - mean))).sum()
+    lanes
+        .iter()
+        .copied()
+        .chain(tail.iter().map(|&v| (v - mean) * (v - mean)))
+        .sum()
 }
 
 /// `dx = ...`, or `+=` if `accumulate`; adds to the gradients of gain and bias.
@@ -136,7 +141,11 @@ impl<T: Scalar> WithSimd for Backward<'_, T> {
     fn with_simd<S: Simd>(self, _: S) {
         let d = self.gain.len();
         let n = T::of(d as f64);
-        let rows = self.dx.chunks_exact_mut(d).zip(self.dy.chunks_exact(d)).zip(self.x.chunks_exact(d));
+        let rows = self
+            .dx
+            .chunks_exact_mut(d)
+            .zip(self.dy.chunks_exact(d))
+            .zip(self.x.chunks_exact(d));
         for (((dx, dy), x), statistics) in rows.zip(self.statistics.chunks_exact(2)) {
             let (mean, inverse) = (statistics[0], statistics[1]);
             // One visible length lets the compiler drop the bounds checks.

@@ -48,7 +48,12 @@ pub fn forward<T: Scalar>(
             (_, Some(bias)) => out.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias)),
             (_, None) => accumulate = false,
         }
-        T::product(out, View::new(x, rows, inputs), View::new(weight, inputs, outputs), accumulate);
+        T::product(
+            out,
+            View::new(x, rows, inputs),
+            View::new(weight, inputs, outputs),
+            accumulate,
+        );
         if let Finish::Relu = finish {
             for y in out {
                 *y = if *y > T::ZERO { *y } else { T::ZERO };
@@ -69,18 +74,26 @@ pub fn backward_input<T: Scalar>(
     let pieces = dx.par_chunks_mut(ROWS * inputs).zip(dy.par_chunks(ROWS * outputs));
     pieces.for_each(|(dx, dy)| {
         let rows = dy.len() / outputs;
-        T::product(dx, View::new(dy, rows, outputs), View::new(weight, inputs, outputs).t(), accumulate);
+        T::product(
+            dx,
+            View::new(dy, rows, outputs),
+            View::new(weight, inputs, outputs).t(),
+            accumulate,
+        );
     });
 }
 
 /// `dW += x^T dy`.
 pub fn backward_weight<T: Scalar>(x: &[T], dy: &[T], inputs: usize, outputs: usize, d_weight: &mut [T]) {
     let rows = dy.len() / outputs;
-    d_weight.par_chunks_mut(INPUTS * outputs).enumerate().for_each(|(piece, d_weight)| {
-        let count = d_weight.len() / outputs;
-        let left = View::new(x, rows, inputs).columns(piece * INPUTS, count).t();
-        T::product(d_weight, left, View::new(dy, rows, outputs), true);
-    });
+    d_weight
+        .par_chunks_mut(INPUTS * outputs)
+        .enumerate()
+        .for_each(|(piece, d_weight)| {
+            let count = d_weight.len() / outputs;
+            let left = View::new(x, rows, inputs).columns(piece * INPUTS, count).t();
+            T::product(d_weight, left, View::new(dy, rows, outputs), true);
+        });
 }
 
 /// `db += sum over rows of dy`.
@@ -101,11 +114,13 @@ pub fn backward_bias<T: Scalar>(dy: &[T], d_bias: &mut [T]) {
 
 /// `dy = 0` where the activation was cut to 0.
 pub fn backward_relu<T: Scalar>(y: &[T], dy: &mut [T]) {
-    dy.par_chunks_mut(ROWS * 64).zip(y.par_chunks(ROWS * 64)).for_each(|(dy, y)| {
-        for (d, &y) in dy.iter_mut().zip(y) {
-            *d = if y > T::ZERO { *d } else { T::ZERO };
-        }
-    });
+    dy.par_chunks_mut(ROWS * 64)
+        .zip(y.par_chunks(ROWS * 64))
+        .for_each(|(dy, y)| {
+            for (d, &y) in dy.iter_mut().zip(y) {
+                *d = if y > T::ZERO { *d } else { T::ZERO };
+            }
+        });
 }
 
 /// `sum += x`.
@@ -118,5 +133,7 @@ pub fn add<T: Scalar>(sum: &mut [T], x: &[T]) {
 
 /// [`add`] of whole tensors, in parallel.
 pub fn add_all<T: Scalar>(sum: &mut [T], x: &[T]) {
-    sum.par_chunks_mut(ROWS * 64).zip(x.par_chunks(ROWS * 64)).for_each(|(sum, x)| add(sum, x));
+    sum.par_chunks_mut(ROWS * 64)
+        .zip(x.par_chunks(ROWS * 64))
+        .for_each(|(sum, x)| add(sum, x));
 }

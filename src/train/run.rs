@@ -139,7 +139,10 @@ pub fn run(
     }
     let valid = trainer.evaluate_all();
     if let Some(step) = &last
-        && metrics.lines.last().is_none_or(|line| line.part != Part::Valid || line.step != steps)
+        && metrics
+            .lines
+            .last()
+            .is_none_or(|line| line.part != Part::Valid || line.step != steps)
     {
         push(&mut metrics, trainer, Part::Valid, valid, step, observer)?;
     }
@@ -208,8 +211,12 @@ fn result(
     valid: Outcome,
 ) -> Result<RunResult> {
     let curve = |part: Part| {
-        let all: Vec<(u64, f64)> =
-            metrics.lines.iter().filter(|line| line.part == part).map(|line| (line.step, line.loss)).collect();
+        let all: Vec<(u64, f64)> = metrics
+            .lines
+            .iter()
+            .filter(|line| line.part == part)
+            .map(|line| (line.step, line.loss))
+            .collect();
         let stride = all.len().div_ceil(CURVE_POINTS).max(1);
         let last = all.len().saturating_sub(1);
         let kept = all.iter().enumerate().filter(|(at, _)| at % stride == 0 || *at == last);

@@ -235,7 +235,10 @@ mod tests {
             let most = split.train.iter().chain(&split.valid).max().unwrap();
             assert!((*most as usize) < split.codec.vocab());
         }
-        assert_eq!(Text::split(Unit::Char, &text).unwrap().train.len(), text.chars().count() * 9 / 10);
+        assert_eq!(
+            Text::split(Unit::Char, &text).unwrap().train.len(),
+            text.chars().count() * 9 / 10
+        );
         assert!("bpe:3".parse::<Unit>().is_err() && "word".parse::<Unit>().is_err());
     }
 
@@ -245,7 +248,10 @@ mod tests {
         let streams = Streams::new(&ids, 2, 3, "training").unwrap();
         // Two streams of 11: three whole segments with their targets.
         assert_eq!(streams.segments(), 3);
-        assert_eq!(streams.segment(0, 0..2), (vec![0, 11, 1, 12, 2, 13], vec![1, 12, 2, 13, 3, 14]));
+        assert_eq!(
+            streams.segment(0, 0..2),
+            (vec![0, 11, 1, 12, 2, 13], vec![1, 12, 2, 13, 3, 14])
+        );
         assert_eq!(streams.segment(2, 1..2), (vec![17, 18, 19], vec![18, 19, 20]));
         assert_eq!(Streams::new(&ids, 8, 3, "training").unwrap_err().exit_code(), 2);
     }

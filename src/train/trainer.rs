@@ -187,7 +187,11 @@ impl Trainer {
             self.grads[piece.clone()].fill(0.0);
         }
         let pass = Pass {
-            keep: if self.config.recompute { Keep::Statistics } else { Keep::Weights },
+            keep: if self.config.recompute {
+                Keep::Statistics
+            } else {
+                Keep::Weights
+            },
             scale: 1.0 / (self.config.batch * self.model.config.segment) as f64,
             dropout: Dropout::none(),
         };
@@ -204,8 +208,14 @@ impl Trainer {
                 targets: &targets,
                 batch: group,
             };
-            let pass = Pass { dropout, ..pass.clone() };
-            outcome.add(self.model.train(&self.data, &mut self.grads, segment, memory, &pass, &mut self.pool));
+            let pass = Pass {
+                dropout,
+                ..pass.clone()
+            };
+            outcome.add(
+                self.model
+                    .train(&self.data, &mut self.grads, segment, memory, &pass, &mut self.pool),
+            );
         }
         let step = self.update(outcome)?;
         self.count(&step);
@@ -221,7 +231,9 @@ impl Trainer {
             return Err(Error::user(format!(
                 "the loss of step {t} is {loss} and the norm of its gradient {gradient_norm}"
             ))
-            .note(format!("learning rate {rate:.3e}; checkpoints written before are whole"))
+            .note(format!(
+                "learning rate {rate:.3e}; checkpoints written before are whole"
+            ))
             .help("pass a lower `--rate`, a longer `--warmup`, or a smaller `--clip`"));
         }
         let smoothed = self.progress.smoothed_loss;
@@ -243,9 +255,21 @@ impl Trainer {
             let old = if self.progress.step == 0 { loss } else { smoothed };
             self.progress.smoothed_loss = SMOOTHING * old + (1.0 - SMOOTHING) * loss;
             let clip = self.config.clip;
-            let factor = if clip > 0.0 && gradient_norm > clip { clip / gradient_norm } else { 1.0 };
+            let factor = if clip > 0.0 && gradient_norm > clip {
+                clip / gradient_norm
+            } else {
+                1.0
+            };
             let adam = Adam::default();
-            adam.step(t, rate, factor, &mut self.data, &self.grads, &mut self.moments, &self.pieces);
+            adam.step(
+                t,
+                rate,
+                factor,
+                &mut self.data,
+                &self.grads,
+                &mut self.moments,
+                &self.pieces,
+            );
         }
         Ok(Step {
             outcome,
@@ -336,7 +360,11 @@ impl Trainer {
                 tensors.push((name, spec.shape.clone(), data[spec.range()].to_vec()));
             }
         }
-        let memories = self.memories.iter().enumerate().map(|(at, memory)| (format!("memory.{at}"), memory));
+        let memories = self
+            .memories
+            .iter()
+            .enumerate()
+            .map(|(at, memory)| (format!("memory.{at}"), memory));
         for (prefix, memory) in memories.chain([("eval_memory".to_owned(), &self.eval_memory)]) {
             for (l, rows) in memory.layers.iter().enumerate() {
                 tensors.push((format!("{prefix}.{l}"), vec![rows.len()], rows.clone()));
@@ -359,8 +387,10 @@ impl Trainer {
             for spec in self.model.layout.specs() {
                 let tensor = checkpoint.take(&format!("{prefix}.{}", spec.name))?;
                 if tensor.len() != spec.len() {
-                    return Err(Error::user(format!("tensor `{}` of a checkpoint has another size", spec.name))
-                        .help("choose another `--output` directory"));
+                    return Err(
+                        Error::user(format!("tensor `{}` of a checkpoint has another size", spec.name))
+                            .help("choose another `--output` directory"),
+                    );
                 }
                 data[spec.range()].copy_from_slice(&tensor);
             }

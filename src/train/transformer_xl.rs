@@ -9,12 +9,12 @@ use super::attention::layer::{AttentionLayer, LayerConfig, Tape as AttentionTape
 use super::attention::{AttentionKind, Convolution, Positions, TableSize};
 use super::cross_entropy::{self, Outcome};
 use super::dropout::Dropout;
+use super::layer_norm;
 use super::linear::{self, Finish};
 use super::parameters::{Id, Init, Layout};
 use super::pool::Pool;
-use super::scalar::Scalar;
-use super::layer_norm;
 use super::positions::Sinusoids;
+use super::scalar::Scalar;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -242,7 +242,16 @@ impl TransformerXl {
         [x, normal, statistics].into_iter().for_each(|buffer| pool.give(buffer));
         for (l, tape) in tapes.into_iter().enumerate().rev() {
             let dropout = pass.dropout.at(&l.to_string());
-            self.block_backward(&self.blocks[l], data, tape, segment.batch, &dropout, &mut dx, grads, pool);
+            self.block_backward(
+                &self.blocks[l],
+                data,
+                tape,
+                segment.batch,
+                &dropout,
+                &mut dx,
+                grads,
+                pool,
+            );
         }
         let embedding = self.layout.get_mut(grads, self.embedding);
         for (row, &id) in dx.chunks_exact(d).zip(segment.inputs) {
@@ -367,7 +376,15 @@ impl TransformerXl {
         layer_norm::forward(&middle, gain, bias, &mut middle_normal, &mut middle_statistics);
         let mut hidden = pool.take(rows * hidden_size);
         let (weight, bias) = self.affine(data, block.expand);
-        linear::forward(&middle_normal, weight, Some(bias), d, hidden_size, Finish::Relu, &mut hidden);
+        linear::forward(
+            &middle_normal,
+            weight,
+            Some(bias),
+            d,
+            hidden_size,
+            Finish::Relu,
+            &mut hidden,
+        );
         dropout.at("hidden").apply_all(&mut hidden);
         let (weight, bias) = self.affine(data, block.contract);
         if dropout.is_active() {
@@ -407,7 +424,13 @@ impl TransformerXl {
         // A copy with the mask on it, only where there is a mask.
         let mut masked = pool.take(if dropout.is_active() { dx.len() } else { 0 });
         let gradient = branch(dx, &mut masked, &dropout.at("ffn"));
-        linear::backward_weight(&tape.hidden, gradient, hidden_size, d, layout.get_mut(grads, block.contract.0));
+        linear::backward_weight(
+            &tape.hidden,
+            gradient,
+            hidden_size,
+            d,
+            layout.get_mut(grads, block.contract.0),
+        );
         linear::backward_bias(gradient, layout.get_mut(grads, block.contract.1));
         let mut d_hidden = pool.take(rows * hidden_size);
         let (weight, _) = self.affine(data, block.contract);
@@ -424,22 +447,51 @@ impl TransformerXl {
         pool.give(d_hidden);
         let (gain, _) = self.affine(data, block.norm_ffn);
         let (d_gain, d_bias) = layout.pair_mut(grads, block.norm_ffn.0, block.norm_ffn.1);
-        layer_norm::backward(&tape.middle, &tape.middle_statistics, gain, &d_normal, true, dx, d_gain, d_bias);
-        [tape.middle, tape.middle_statistics, d_normal].into_iter().for_each(|buffer| pool.give(buffer));
+        layer_norm::backward(
+            &tape.middle,
+            &tape.middle_statistics,
+            gain,
+            &d_normal,
+            true,
+            dx,
+            d_gain,
+            d_bias,
+        );
+        [tape.middle, tape.middle_statistics, d_normal]
+            .into_iter()
+            .for_each(|buffer| pool.give(buffer));
 
         let gradient = branch(dx, &mut masked, &dropout.at("attention"));
         let mut d_normal = pool.take(tape.normal.len());
-        block
-            .attention
-            .backward(layout, data, &tape.normal, tape.attention, gradient, &mut d_normal, grads, pool);
+        block.attention.backward(
+            layout,
+            data,
+            &tape.normal,
+            tape.attention,
+            gradient,
+            &mut d_normal,
+            grads,
+            pool,
+        );
         pool.give(masked);
         let (gain, _) = self.affine(data, block.norm_attention);
         let (d_gain, d_bias) = layout.pair_mut(grads, block.norm_attention.0, block.norm_attention.1);
         // The memory's rows are detached; their share in gain and bias counts, their own gradient is dropped.
         let mut d_input = tape.normal;
-        layer_norm::backward(&tape.input, &tape.statistics, gain, &d_normal, false, &mut d_input, d_gain, d_bias);
+        layer_norm::backward(
+            &tape.input,
+            &tape.statistics,
+            gain,
+            &d_normal,
+            false,
+            &mut d_input,
+            d_gain,
+            d_bias,
+        );
         linear::add_all(dx, &d_input[d_input.len() - rows * d..]);
-        [tape.input, tape.statistics, d_normal, d_input].into_iter().for_each(|buffer| pool.give(buffer));
+        [tape.input, tape.statistics, d_normal, d_input]
+            .into_iter()
+            .for_each(|buffer| pool.give(buffer));
         debug_assert_eq!(rows % batch, 0);
     }
 }

@@ -250,7 +250,11 @@ impl RcmhaTrainArgs {
         let or = |flag: Option<usize>, paper: usize, own: usize| flag.unwrap_or(if self.paper { paper } else { own });
         let d_model = or(size.d_model, 128, 64);
         let segment = or(size.segment, 2, 64);
-        let table = if self.paper { TableSize::Full(PAPER_POSITIONS) } else { TableSize::Clipped };
+        let table = if self.paper {
+            TableSize::Full(PAPER_POSITIONS)
+        } else {
+            TableSize::Clipped
+        };
         ModelConfig {
             attention,
             vocab,
@@ -307,7 +311,11 @@ impl RcmhaTrainArgs {
         };
         // The paper's code alternates 25 times an epoch between a part of the training and of the held-out text.
         let eval_parts = training.eval_parts.unwrap_or(if self.paper { 25 } else { 1 });
-        let eval_every = if self.paper { steps_per_epoch.div_ceil(25) } else { steps.div_ceil(10) };
+        let eval_every = if self.paper {
+            steps_per_epoch.div_ceil(25)
+        } else {
+            steps.div_ceil(10)
+        };
         Ok(TrainConfig {
             batch: self.batch(),
             accumulate: training.accumulate,

@@ -18,7 +18,10 @@ pub fn curves(runs: &[RunResult], kinds: &[AttentionKind]) -> Result<Option<Stri
         for (part, dashed) in [("train", true), ("valid", false)] {
             let points = |run: &'_ RunResult| {
                 let curve = if dashed { &run.train_curve } else { &run.valid_curve };
-                curve.iter().map(|&(step, loss)| (step as f64, loss)).collect::<Vec<_>>()
+                curve
+                    .iter()
+                    .map(|&(step, loss)| (step as f64, loss))
+                    .collect::<Vec<_>>()
             };
             let points = mean(&of.iter().map(|run| points(run)).collect::<Vec<_>>());
             if !points.is_empty() {
@@ -47,13 +50,20 @@ fn mean(curves: &[Vec<(f64, f64)>]) -> Vec<(f64, f64)> {
     let Some(first) = curves.first() else { return Vec::new() };
     let same: Vec<&Vec<(f64, f64)>> = curves.iter().filter(|curve| curve.len() == first.len()).collect();
     let at = |index: usize| same.iter().map(|curve| curve[index].1).sum::<f64>() / same.len() as f64;
-    first.iter().enumerate().map(|(index, &(step, _))| (step, at(index))).collect()
+    first
+        .iter()
+        .enumerate()
+        .map(|(index, &(step, _))| (step, at(index)))
+        .collect()
 }
 
 /// The training loss of every run as blocks, from its first value to its last.
 pub fn terminal_curve(runs: &[RunResult]) -> Option<String> {
     let losses = || runs.iter().flat_map(|run| run.train_curve.iter().map(|point| point.1));
-    let (low, high) = (losses().fold(f64::INFINITY, f64::min), losses().fold(f64::NEG_INFINITY, f64::max));
+    let (low, high) = (
+        losses().fold(f64::INFINITY, f64::min),
+        losses().fold(f64::NEG_INFINITY, f64::max),
+    );
     if !(high > low) {
         return None;
     }
@@ -65,8 +75,18 @@ pub fn terminal_curve(runs: &[RunResult]) -> Option<String> {
             BLOCKS[((loss - low) / (high - low) * 7.0).round() as usize]
         };
         let blocks: String = (0..columns).map(block).collect();
-        format!("{:>12} seed {:<3} {blocks} {:.3} -> {:.3}", run.attention.name(), run.seed, run.first_loss, run.train_loss)
+        format!(
+            "{:>12} seed {:<3} {blocks} {:.3} -> {:.3}",
+            run.attention.name(),
+            run.seed,
+            run.first_loss,
+            run.train_loss
+        )
     };
-    let lines: Vec<String> = runs.iter().filter(|run| !run.train_curve.is_empty()).map(line).collect();
+    let lines: Vec<String> = runs
+        .iter()
+        .filter(|run| !run.train_curve.is_empty())
+        .map(line)
+        .collect();
     Some(format!("training loss\n{}\n", lines.join("\n")))
 }

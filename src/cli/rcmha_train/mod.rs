@@ -10,9 +10,7 @@ use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::manifest::{Manifest, config_hash};
 use crate::model::memory_plan::human_bytes;
-use crate::report::{
-    Aggregate, Column, Format, Measured, MemorySink, Report, RunDirectory, SampleSink, Table,
-};
+use crate::report::{Aggregate, Column, Format, Measured, MemorySink, Report, RunDirectory, SampleSink, Table};
 use crate::train::attention::AttentionKind;
 use crate::train::comparison;
 use crate::train::run::{RunOptions, RunResult, run as train};
@@ -61,8 +59,11 @@ fn plan(args: &RcmhaTrainArgs) -> Result<Plan> {
     let default = if has_rmha { AttentionKind::Rmha } else { kinds[0] };
     let reference = args.reference.unwrap_or(default);
     if !kinds.contains(&reference) {
-        return Err(Error::user(format!("`--reference {}` is not among the attentions", reference.name()))
-            .help("name it in `--attention`, too"));
+        return Err(Error::user(format!(
+            "`--reference {}` is not among the attentions",
+            reference.name()
+        ))
+        .help("name it in `--attention`, too"));
     }
     if args.seed.checked_add(args.seeds as u64).is_none() {
         return Err(Error::user(format!("`--seed {}` is too large", args.seed)).help("pass a smaller number"));
@@ -71,8 +72,10 @@ fn plan(args: &RcmhaTrainArgs) -> Result<Plan> {
     if let Some(prompt) = &args.output.prompt
         && text.codec.encode(prompt).is_none_or(|ids| ids.is_empty())
     {
-        return Err(Error::user(format!("the prompt `{prompt}` is empty or has characters that the text lacks"))
-            .help("pass a `--prompt` made of characters of the text"));
+        return Err(Error::user(format!(
+            "the prompt `{prompt}` is empty or has characters that the text lacks"
+        ))
+        .help("pass a `--prompt` made of characters of the text"));
     }
     let mut runs = Vec::new();
     // Seed by seed, so that a stopped matrix has whole comparisons.
@@ -120,7 +123,9 @@ fn effective_config(plan: &Plan, args: &RcmhaTrainArgs) -> Map<String, Value> {
         Value::Object(mut map) => {
             // One run's own; the lists above hold those of all.
             for (part, key) in [("model", "attention"), ("training", "seed")] {
-                map.get_mut(part).and_then(Value::as_object_mut).map(|part| part.shift_remove(key));
+                map.get_mut(part)
+                    .and_then(Value::as_object_mut)
+                    .map(|part| part.shift_remove(key));
             }
             map
         }
@@ -138,7 +143,11 @@ fn options(plan: &Plan, args: &RcmhaTrainArgs, run: &Planned) -> RunOptions {
     let output = &args.output;
     let default_prompt = || {
         // A line break begins a sentence in most texts.
-        let ids = plan.text.codec.encode("\n").unwrap_or_else(|| plan.text.train[..1].to_vec());
+        let ids = plan
+            .text
+            .codec
+            .encode("\n")
+            .unwrap_or_else(|| plan.text.train[..1].to_vec());
         plan.text.codec.decode(&ids)
     };
     let sample = (output.generate > 0).then(|| {
@@ -165,7 +174,13 @@ fn print_plan(plan: &Plan, args: &RcmhaTrainArgs, context: &Context) -> Result<O
         let text = serde_json::to_string_pretty(&value).map_err(|e| Error::bug(format!("plan as JSON: {e}")))?;
         return context.printer.line(&text);
     }
-    let columns = ["run", "parameters", "weights, gradients, optimiser", "steps", "symbols a step"];
+    let columns = [
+        "run",
+        "parameters",
+        "weights, gradients, optimiser",
+        "steps",
+        "symbols a step",
+    ];
     let mut table = Table::new("plan", columns.into_iter().map(Column::text).collect());
     for run in &plan.runs {
         table.push(vec![
@@ -202,7 +217,12 @@ fn measure(plan: &Plan, args: &RcmhaTrainArgs, sink: &mut dyn SampleSink, contex
         let Some(result) = result else { return Ok(true) };
         context.printer.status(
             "trained",
-            &format!("{}: validation loss {:.4}, accuracy {:.4}", run.name(), result.valid_loss, result.valid_accuracy),
+            &format!(
+                "{}: validation loss {:.4}, accuracy {:.4}",
+                run.name(),
+                result.valid_loss,
+                result.valid_accuracy
+            ),
         );
         let row = serde_json::to_value(&result).map_err(|e| Error::bug(format!("a run as JSON: {e}")))?;
         sink.append(task, &id, row)?;
@@ -246,7 +266,10 @@ pub(super) fn run(args: &RcmhaTrainArgs, context: &Context) -> Result<Outcome> {
     let mut directory = None;
     if let Some(output) = &args.output.output.output {
         let opened = RunDirectory::open_or_resume(output, COMMAND, &config)?;
-        opened.notices().iter().for_each(|notice| context.printer.warning(notice));
+        opened
+            .notices()
+            .iter()
+            .for_each(|notice| context.printer.warning(notice));
         directory = Some(opened);
     }
     let sink: &mut dyn SampleSink = match &mut directory {
@@ -260,7 +283,9 @@ pub(super) fn run(args: &RcmhaTrainArgs, context: &Context) -> Result<Outcome> {
     manifest.finish();
     let mut report = Report::new(COMMAND, context.command_line.clone(), config, manifest);
     report.tables = vec![comparison::table(&runs, &plan.kinds)?];
-    report.tables.extend(comparison::paired_table(&runs, &plan.kinds, plan.reference)?);
+    report
+        .tables
+        .extend(comparison::paired_table(&runs, &plan.kinds, plan.reference)?);
     report.tables.push(comparison::cost_table(&runs, &plan.kinds)?);
     report.aggregates = aggregates(&runs, &plan.kinds);
     report.details = json!({"data": plan.data});
@@ -291,7 +316,9 @@ fn print(report: &Report, runs: &[RunResult], args: &RcmhaTrainArgs, context: &C
     shown.aggregates = Vec::new();
     for run in runs {
         if let Some(sample) = &run.sample {
-            context.printer.line(&format!("{} seed {}:\n{sample}\n", run.attention.name(), run.seed))?;
+            context
+                .printer
+                .line(&format!("{} seed {}:\n{sample}\n", run.attention.name(), run.seed))?;
         }
     }
     if let Some(curve) = figure::terminal_curve(runs) {

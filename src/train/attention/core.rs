@@ -306,7 +306,13 @@ fn block_scores<T: Scalar>(shape: &Shape, block: Rows, operands: &Operands<'_, T
         out: stride,
     };
     let size = (block.rows, d, block.columns);
-    block_product::<T, false>(scratch.scores.get(), &scratch.positioned, scratch.key_t.get(), size, strides);
+    block_product::<T, false>(
+        scratch.scores.get(),
+        &scratch.positioned,
+        scratch.key_t.get(),
+        size,
+        strides,
+    );
     let Some(relative) = &operands.relative else { return };
     // The smallest place that the block needs belongs to its last row and the oldest key.
     let start = shape.segment - block.first - block.rows;
@@ -365,7 +371,13 @@ pub fn forward<T: Scalar>(
             right: d,
             out: d,
         };
-        block_product::<T, false>(&mut out[block.first * d..], scratch.scores.get(), operands.value, size, strides);
+        block_product::<T, false>(
+            &mut out[block.first * d..],
+            scratch.scores.get(),
+            operands.value,
+            size,
+            strides,
+        );
     }
 }
 
@@ -475,8 +487,20 @@ pub fn backward<T: Scalar>(
             }
         }
         transpose(&scratch.query[..rows * d], d, BLOCK, &mut scratch.transposed);
-        block_product::<T, true>(&mut sums.table_t[start..], &scratch.transposed, sheared, by_keys, to_keys);
-        block_product::<T, false>(&mut scratch.partial, sheared, &relative.table[start * d..], size, to_rows);
+        block_product::<T, true>(
+            &mut sums.table_t[start..],
+            &scratch.transposed,
+            sheared,
+            by_keys,
+            to_keys,
+        );
+        block_product::<T, false>(
+            &mut scratch.partial,
+            sheared,
+            &relative.table[start * d..],
+            size,
+            to_rows,
+        );
         for (out, &x) in d_query.iter_mut().zip(&scratch.partial) {
             *out = x.fused(scale, *out);
         }
@@ -510,7 +534,10 @@ fn block_weights<T: Scalar>(
     for r in 0..block.rows {
         let row = &mut scores[r * stride..][..block.columns];
         let (seen, hidden) = row.split_at_mut(block.visible + r);
-        let (max, inverse) = (kept.statistics[2 * (block.first + r)], kept.statistics[2 * (block.first + r) + 1]);
+        let (max, inverse) = (
+            kept.statistics[2 * (block.first + r)],
+            kept.statistics[2 * (block.first + r) + 1],
+        );
         for p in seen {
             *p = (*p - max).exp() * inverse;
         }

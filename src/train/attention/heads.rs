@@ -130,14 +130,17 @@ impl<T: Scalar> Path<'_, T> {
         let split = &self.split;
         let (unit, task_len) = (split.unit(), split.len * split.head_dim);
         let arch = Arch::new();
-        heads.par_chunks_mut(unit * task_len).enumerate().for_each(|(number, out)| {
-            arch.dispatch(Forward {
-                path: self,
-                first: number * unit,
-                rows,
-                out,
+        heads
+            .par_chunks_mut(unit * task_len)
+            .enumerate()
+            .for_each(|(number, out)| {
+                arch.dispatch(Forward {
+                    path: self,
+                    first: number * unit,
+                    rows,
+                    out,
+                });
             });
-        });
     }
 
     /// Gradients of heads (destroyed) to gradients of rows as heads, `[H, B, skip + len, dk]`; adds to those of the
@@ -147,7 +150,9 @@ impl<T: Scalar> Path<'_, T> {
         let (unit, task_len) = (split.unit(), split.len * split.head_dim);
         let pre_len = (split.skip + split.len) * split.head_dim;
         let arch = Arch::new();
-        let pieces = d_heads.par_chunks_mut(unit * task_len).zip(d_pre.par_chunks_mut(unit * pre_len));
+        let pieces = d_heads
+            .par_chunks_mut(unit * task_len)
+            .zip(d_pre.par_chunks_mut(unit * pre_len));
         let sums: Vec<Option<KernelSum<T>>> = pieces
             .enumerate()
             .map(|(number, (d_heads, d_pre))| {
@@ -209,7 +214,14 @@ impl<T: Scalar> WithSimd for Forward<'_, '_, T> {
         let d = split.head_dim;
         let head = self.first / split.batch;
         let kernel = kernel.as_ref().map(|kernel| kernel.of_head(head, d));
-        let mut before = vec![T::ZERO; if kernel.is_some() { (split.skip + split.len) * d } else { 0 }];
+        let mut before = vec![
+            T::ZERO;
+            if kernel.is_some() {
+                (split.skip + split.len) * d
+            } else {
+                0
+            }
+        ];
         for (at, out) in self.out.chunks_exact_mut(split.len * d).enumerate() {
             let task = self.first + at;
             if let Some((weight, bias)) = &kernel {
@@ -276,7 +288,10 @@ impl<T: Scalar> WithSimd for Backward<'_, '_, T> {
         });
         let pre_len = (split.skip + split.len) * d;
         let mut before = vec![T::ZERO; if kernel.is_some() { pre_len } else { 0 }];
-        let tasks = self.d_heads.chunks_exact_mut(split.len * d).zip(self.d_pre.chunks_exact_mut(pre_len));
+        let tasks = self
+            .d_heads
+            .chunks_exact_mut(split.len * d)
+            .zip(self.d_pre.chunks_exact_mut(pre_len));
         for (at, (d_out, d_pre)) in tasks.enumerate() {
             if let Some((rotary, first)) = rotary {
                 for (t, row) in d_out.chunks_exact_mut(d).enumerate() {

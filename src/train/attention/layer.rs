@@ -36,7 +36,11 @@ pub struct LayerConfig {
 impl LayerConfig {
     /// Rows before the memory that are stored for the convolutions alone.
     pub fn carried(&self) -> usize {
-        if self.kind.parts().carry { self.convolution.kernel - 1 } else { 0 }
+        if self.kind.parts().carry {
+            self.convolution.kernel - 1
+        } else {
+            0
+        }
     }
 }
 
@@ -108,7 +112,10 @@ impl AttentionLayer {
                 let bound = 1.0 / (width as f64).sqrt();
                 let name = format!("{prefix}.{name}.convolution");
                 let weight = layout.add(format!("{name}.weight"), &[channels, 1, width], Init::Uniform(bound));
-                (weight, layout.add(format!("{name}.bias"), &[channels], Init::Uniform(bound)))
+                (
+                    weight,
+                    layout.add(format!("{name}.bias"), &[channels], Init::Uniform(bound)),
+                )
             });
             Projection { weight, bias, kernel }
         };
@@ -131,7 +138,11 @@ impl AttentionLayer {
             relative = Some(RelativeIds {
                 table: table("relative.table", &[rows, config.heads, head_dim]),
                 bias: table("relative.bias", &[rows, config.heads]),
-                query_bias: layout.add(format!("{prefix}.relative.query_bias"), &[config.heads, head_dim], Init::Zeros),
+                query_bias: layout.add(
+                    format!("{prefix}.relative.query_bias"),
+                    &[config.heads, head_dim],
+                    Init::Zeros,
+                ),
                 zero,
             });
         }
@@ -253,7 +264,15 @@ impl AttentionLayer {
             let x = &input[input.len() - (split.skip + split.len) * batch * d..];
             let mut rows = pool.take(x.len());
             let bias = projection.bias.map(|id| layout.get(data, id));
-            linear::forward(x, layout.get(data, projection.weight), bias, d, d, Finish::Plain, &mut rows);
+            linear::forward(
+                x,
+                layout.get(data, projection.weight),
+                bias,
+                d,
+                d,
+                Finish::Plain,
+                &mut rows,
+            );
             heads[at] = pool.take(split.len * batch * d);
             let path = self.path(layout, data, at, *split, rotary.as_ref(), &shape);
             path.forward(&rows, &mut heads[at]);
@@ -307,7 +326,9 @@ impl AttentionLayer {
         shape: &Shape,
     ) -> Path<'a, T> {
         // The last key is the last query; values are not turned.
-        let rotary = rotary.filter(|_| which < 2).map(|rotary| (rotary, shape.keys() - split.len));
+        let rotary = rotary
+            .filter(|_| which < 2)
+            .map(|rotary| (rotary, shape.keys() - split.len));
         Path {
             split,
             kernel: self.kernel(layout, data, &self.projections()[which]),
@@ -383,7 +404,9 @@ impl AttentionLayer {
             let len = (split.skip + split.len) * batch * d;
             let mut d_pre = pool.take(len);
             let path = self.path(layout, data, at, split, rotary.as_ref(), &shape);
-            let d_kernel = projection.kernel.map(|(weight, bias)| layout.pair_mut(grads, weight, bias));
+            let d_kernel = projection
+                .kernel
+                .map(|(weight, bias)| layout.pair_mut(grads, weight, bias));
             path.backward(&before, &mut d_heads, &mut d_pre, d_kernel);
             pool.give(d_heads);
             let mut d_rows = pool.take(len);
@@ -428,7 +451,10 @@ impl AttentionLayer {
             for u in 0..keys {
                 bias[(first + u) * heads + h] += sum.bias[u];
             }
-            add(&mut layout.get_mut(grads, ids.query_bias)[h * d..(h + 1) * d], &sum.query_bias);
+            add(
+                &mut layout.get_mut(grads, ids.query_bias)[h * d..(h + 1) * d],
+                &sum.query_bias,
+            );
         }
     }
 }
@@ -486,7 +512,10 @@ impl<'a, T: Scalar> Call<'a, T> {
         // `par_chunks_mut` of an empty slice has no pieces; these are then cut by hand.
         let mut statistics: Vec<Option<&mut [T]>> = optional_pieces(statistics, 2 * rows, shape.tasks() / unit);
         let mut weights: Vec<Option<&mut [T]>> = optional_pieces(weights, rows * shape.keys(), shape.tasks() / unit);
-        let pieces = out.par_chunks_mut(unit * shape.query_len()).zip(&mut statistics).zip(&mut weights);
+        let pieces = out
+            .par_chunks_mut(unit * shape.query_len())
+            .zip(&mut statistics)
+            .zip(&mut weights);
         pieces.enumerate().for_each_init(
             || Scratch::new(shape, false),
             |scratch, (number, ((out, statistics), weights))| {
@@ -553,8 +582,14 @@ impl<T: Scalar> WithSimd for ForwardUnit<'_, '_, T> {
         let (rows, keys) = (shape.segment, shape.keys());
         for (at, out) in self.out.chunks_exact_mut(shape.query_len()).enumerate() {
             let operands = self.call.operands(self.first + at);
-            let statistics = self.statistics.as_deref_mut().map(|all| &mut all[at * 2 * rows..][..2 * rows]);
-            let weights = self.weights.as_deref_mut().map(|all| &mut all[at * rows * keys..][..rows * keys]);
+            let statistics = self
+                .statistics
+                .as_deref_mut()
+                .map(|all| &mut all[at * 2 * rows..][..2 * rows]);
+            let weights = self
+                .weights
+                .as_deref_mut()
+                .map(|all| &mut all[at * rows * keys..][..rows * keys]);
             core::forward(shape, &operands, out, statistics, weights, self.scratch);
         }
     }
@@ -592,7 +627,15 @@ impl<T: Scalar> WithSimd for BackwardUnit<'_, '_, T> {
             let d_out = &self.d_out[task * shape.query_len()..][..shape.query_len()];
             let mut gradients = Gradients { query, key, value };
             let operands = self.call.operands(task);
-            core::backward(shape, &operands, &kept, d_out, &mut gradients, sums.as_mut(), self.scratch);
+            core::backward(
+                shape,
+                &operands,
+                &kept,
+                d_out,
+                &mut gradients,
+                sums.as_mut(),
+                self.scratch,
+            );
         }
         sums
     }
