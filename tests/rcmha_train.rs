@@ -1,4 +1,4 @@
-//! `tokselect rcmha-train`: the model against PyTorch, and the program as a whole: killed, resumed, refused.
+//! `tokselect rcmha-train`: the model against `PyTorch`, and the program as a whole: killed, resumed, refused.
 
 mod common;
 

@@ -161,38 +161,4 @@ mod tests {
             }
         }
     }
-
-    /// `cargo test --release -- --ignored --nocapture block_rate`
-    #[test]
-    #[ignore = "a measurement"]
-    fn block_rate() {
-        for (m, k, n) in [(32, 16, 256), (16, 32, 256), (32, 256, 16), (32, 64, 512), (2, 16, 34)] {
-            let strides = Strides {
-                left: k,
-                right: n + 16,
-                out: n + 16,
-            };
-            let left = vec![1.0f32; m * k];
-            let right = vec![1.0f32; k * strides.right];
-            let mut out = vec![0.0f32; m * strides.out];
-            let start = std::time::Instant::now();
-            let rounds = 200_000_000 / (m * k * n);
-            for _ in 0..rounds {
-                block_product::<f32, true>(&mut out, &left, &right, (m, k, n), strides);
-            }
-            let rate = (2 * m * k * n * rounds) as f64 / start.elapsed().as_secs_f64() / 1e9;
-            let start = std::time::Instant::now();
-            let mut dense = vec![0.0f32; m * n];
-            for _ in 0..rounds {
-                f32::product(
-                    &mut dense,
-                    super::super::scalar::View::new(&left, m, k),
-                    super::super::scalar::View::new(&right, k, n),
-                    true,
-                );
-            }
-            let faer = (2 * m * k * n * rounds) as f64 / start.elapsed().as_secs_f64() / 1e9;
-            eprintln!("{m}x{k}x{n}: own {rate:.0} GFLOP/s, faer {faer:.0}");
-        }
-    }
 }

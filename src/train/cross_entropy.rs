@@ -52,7 +52,9 @@ pub fn with_gradient<T: Scalar>(logits: &mut [T], targets: &[u32], vocab: usize,
         })
         .collect();
     let mut all = Outcome::default();
-    parts.into_iter().for_each(|part| all.add(part));
+    for part in parts {
+        all.add(part);
+    }
     all
 }
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 /// Rows of a piece; pieces have a fixed size so that sums do not depend on the number of threads.
 const ROWS: usize = 128;
-/// As in PyTorch.
+/// As in `PyTorch`.
 const EPSILON: f64 = 1e-5;
 
 /// `out = (x - mean) / deviation * gain + bias`; `statistics` `[rows, 2]` keeps mean and 1 / deviation.

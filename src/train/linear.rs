@@ -50,8 +50,8 @@ pub fn forward<T: Scalar>(
         }
         T::product(
             out,
-            View::new(x, rows, inputs),
-            View::new(weight, inputs, outputs),
+            &View::new(x, rows, inputs),
+            &View::new(weight, inputs, outputs),
             accumulate,
         );
         if let Finish::Relu = finish {
@@ -76,8 +76,8 @@ pub fn backward_input<T: Scalar>(
         let rows = dy.len() / outputs;
         T::product(
             dx,
-            View::new(dy, rows, outputs),
-            View::new(weight, inputs, outputs).t(),
+            &View::new(dy, rows, outputs),
+            &View::new(weight, inputs, outputs).t(),
             accumulate,
         );
     });
@@ -92,7 +92,7 @@ pub fn backward_weight<T: Scalar>(x: &[T], dy: &[T], inputs: usize, outputs: usi
         .for_each(|(piece, d_weight)| {
             let count = d_weight.len() / outputs;
             let left = View::new(x, rows, inputs).columns(piece * INPUTS, count).t();
-            T::product(d_weight, left, View::new(dy, rows, outputs), true);
+            T::product(d_weight, &left, &View::new(dy, rows, outputs), true);
         });
 }
 
@@ -109,7 +109,9 @@ pub fn backward_bias<T: Scalar>(dy: &[T], d_bias: &mut [T]) {
             sum
         })
         .collect();
-    partial.iter().for_each(|sum| add(d_bias, sum));
+    for sum in &partial {
+        add(d_bias, sum);
+    }
 }
 
 /// `dy = 0` where the activation was cut to 0.

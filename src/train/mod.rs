@@ -4,7 +4,7 @@
 //! the only part that differs between the compared ones. All tensors lie in one flat buffer that [`parameters`] knows
 //! the places of. There is no general tape: the model is fixed, so each layer ([`linear`], [`layer_norm`],
 //! [`cross_entropy`], the attention) has its forward and backward pass written out and fused, and tests compare them
-//! with finite differences and with PyTorch. [`adam`] and [`schedule`] update; [`trainer`] is one run step by step,
+//! with finite differences and with `PyTorch`. [`adam`] and [`schedule`] update; [`trainer`] is one run step by step,
 //! [`checkpoint`] makes it go on bit by bit, [`metrics`] writes it down, [`run`] drives it, [`generate`] samples,
 //! [`comparison`] makes tables and tests of many runs.
 //!
@@ -21,6 +21,7 @@ pub mod generate;
 pub mod layer_norm;
 pub mod linear;
 pub mod metrics;
+pub mod model_config;
 pub mod parameters;
 pub mod pool;
 pub mod positions;

@@ -21,9 +21,9 @@ pub enum Init {
     Zeros,
     /// Ones.
     Ones,
-    /// Uniform between plus and minus this: PyTorch's default of affine maps and convolutions is 1 / sqrt(fan-in).
+    /// Uniform between plus and minus this: `PyTorch`'s default of affine maps and convolutions is 1 / sqrt(fan-in).
     Uniform(f64),
-    /// Standard normal: PyTorch's default of embeddings.
+    /// Standard normal: `PyTorch`'s default of embeddings.
     Normal,
 }
 

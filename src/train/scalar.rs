@@ -80,21 +80,25 @@ pub trait Scalar:
     /// As f64.
     fn f64(self) -> f64;
     /// `self * factor + addend`, rounded once.
+    #[must_use]
     fn fused(self, factor: Self, addend: Self) -> Self;
     /// e to this power, for arguments that are not above 0 by much. Branch-free, so that loops become SIMD code.
+    #[must_use]
     fn exp(self) -> Self;
     /// Square root.
+    #[must_use]
     fn sqrt(self) -> Self;
     /// Natural logarithm.
+    #[must_use]
     fn ln(self) -> Self;
     /// Whether it is neither infinite nor NaN.
     fn is_finite(self) -> bool;
     /// `out = left right`, or `out += left right`, on the calling thread. `out` is row-major without gaps.
-    fn product(out: &mut [Self], left: View<'_, Self>, right: View<'_, Self>, accumulate: bool);
+    fn product(out: &mut [Self], left: &View<'_, Self>, right: &View<'_, Self>, accumulate: bool);
 }
 
 /// The view as a matrix of faer.
-fn matrix<T>(view: View<'_, T>) -> MatRef<'_, T> {
+fn matrix<'a, T>(view: &View<'a, T>) -> MatRef<'a, T> {
     let matrix = if view.stride == view.cols {
         MatRef::from_row_major_slice(&view.data[..view.rows * view.cols], view.rows, view.cols)
     } else {
@@ -138,7 +142,7 @@ macro_rules! scalar {
                 self.is_finite()
             }
 
-            fn product(out: &mut [Self], left: View<'_, Self>, right: View<'_, Self>, accumulate: bool) {
+            fn product(out: &mut [Self], left: &View<'_, Self>, right: &View<'_, Self>, accumulate: bool) {
                 let (left, right) = (matrix(left), matrix(right));
                 let out = MatMut::from_row_major_slice_mut(out, left.nrows(), right.ncols());
                 let mode = if accumulate { Accum::Add } else { Accum::Replace };

@@ -4,89 +4,19 @@
 //! Rows are `[time, stream, d]`. A layer attends over its memory, the last inputs of the same layer, detached, and
 //! normalised with the layer's present weights on use.
 
+use super::attention::Positions;
 use super::attention::core::Keep;
-use super::attention::layer::{AttentionLayer, LayerConfig, Tape as AttentionTape};
-use super::attention::{AttentionKind, Convolution, Positions, TableSize};
+use super::attention::layer::{AttentionLayer, Tape as AttentionTape};
 use super::cross_entropy::{self, Outcome};
 use super::dropout::Dropout;
 use super::layer_norm;
 use super::linear::{self, Finish};
+pub use super::model_config::ModelConfig;
 use super::parameters::{Id, Init, Layout};
 use super::pool::Pool;
 use super::positions::Sinusoids;
 use super::scalar::Scalar;
-use crate::error::{Error, Result};
-use serde::{Deserialize, Serialize};
-
-/// Sizes and kinds of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelConfig {
-    /// Which attention.
-    pub attention: AttentionKind,
-    /// Symbols.
-    pub vocab: usize,
-    /// L.
-    pub layers: usize,
-    /// d.
-    pub d_model: usize,
-    /// H.
-    pub heads: usize,
-    /// Hidden size of the feed-forward part.
-    pub d_ffn: usize,
-    /// M, positions of memory per layer.
-    pub memory: usize,
-    /// T, positions of a training segment.
-    pub segment: usize,
-    /// The convolution of attentions that have one.
-    pub convolution: Convolution,
-    /// The relative table of attentions that have one.
-    pub table: TableSize,
-}
-
-impl ModelConfig {
-    fn layer(&self) -> LayerConfig {
-        LayerConfig {
-            kind: self.attention,
-            d_model: self.d_model,
-            heads: self.heads,
-            memory: self.memory,
-            segment: self.segment,
-            convolution: self.convolution,
-            table: self.table,
-        }
-    }
-
-    /// Refuses sizes that do not fit together.
-    pub fn validate(&self) -> Result<()> {
-        let sizes = [
-            ("--layers", self.layers),
-            ("--d-model", self.d_model),
-            ("--heads", self.heads),
-            ("--d-ffn", self.d_ffn),
-            ("--segment", self.segment),
-            ("--kernel", self.convolution.kernel),
-        ];
-        if let Some((flag, _)) = sizes.iter().find(|(_, size)| *size == 0) {
-            return Err(Error::user(format!("`{flag} 0` makes no model")).help("pass 1 or more"));
-        }
-        if !self.d_model.is_multiple_of(self.heads) {
-            return Err(Error::user(format!(
-                "`--heads {}` does not divide `--d-model {}`",
-                self.heads, self.d_model
-            ))
-            .help("pass sizes that divide, such as `--d-model 128 --heads 8`"));
-        }
-        if self.attention.parts().positions == Positions::Rotary && !(self.d_model / self.heads).is_multiple_of(2) {
-            return Err(Error::user(format!(
-                "heads of {} elements cannot be turned in pairs by {}",
-                self.d_model / self.heads,
-                self.attention.name()
-            ))
-            .help("choose `--d-model` and `--heads` so that a head has an even number of elements"));
-        }
-        Ok(())
-    }
-}
+use crate::error::Result;
 
 #[derive(Debug, Clone)]
 struct Block {
@@ -239,7 +169,9 @@ impl TransformerXl {
         let mut dx = pool.take(rows * d);
         let (d_gain, d_bias) = self.layout.pair_mut(grads, self.norm.0, self.norm.1);
         layer_norm::backward(&x, &statistics, gain, &normal, false, &mut dx, d_gain, d_bias);
-        [x, normal, statistics].into_iter().for_each(|buffer| pool.give(buffer));
+        for buffer in [x, normal, statistics] {
+            pool.give(buffer);
+        }
         for (l, tape) in tapes.into_iter().enumerate().rev() {
             let dropout = pass.dropout.at(&l.to_string());
             self.block_backward(
@@ -297,7 +229,9 @@ impl TransformerXl {
         let mut logits = pool.take(rows * vocab);
         let (weight, bias) = self.affine(data, self.output);
         linear::forward(&normal, weight, Some(bias), d, vocab, Finish::Plain, &mut logits);
-        [x, normal, statistics].into_iter().for_each(|buffer| pool.give(buffer));
+        for buffer in [x, normal, statistics] {
+            pool.give(buffer);
+        }
         logits
     }
 
@@ -457,9 +391,9 @@ impl TransformerXl {
             d_gain,
             d_bias,
         );
-        [tape.middle, tape.middle_statistics, d_normal]
-            .into_iter()
-            .for_each(|buffer| pool.give(buffer));
+        for buffer in [tape.middle, tape.middle_statistics, d_normal] {
+            pool.give(buffer);
+        }
 
         let gradient = branch(dx, &mut masked, &dropout.at("attention"));
         let mut d_normal = pool.take(tape.normal.len());
@@ -489,9 +423,9 @@ impl TransformerXl {
             d_bias,
         );
         linear::add_all(dx, &d_input[d_input.len() - rows * d..]);
-        [tape.input, tape.statistics, d_normal, d_input]
-            .into_iter()
-            .for_each(|buffer| pool.give(buffer));
+        for buffer in [tape.input, tape.statistics, d_normal, d_input] {
+            pool.give(buffer);
+        }
         debug_assert_eq!(rows % batch, 0);
     }
 }

@@ -31,14 +31,14 @@ fn wanted() -> Vec<Vec<String>> {
 /// Reads the text.
 pub fn load(args: &DataArgs) -> Result<Named> {
     let Some(reference) = &args.data else {
-        return named(Text::split(args.unit, STORIES)?, "built-in stories");
+        return named(Text::split(args.unit, STORIES), "built-in stories");
     };
     let path = Path::new(reference);
     if reference == "-" || path.is_file() {
         let text = read(path)?;
         return match &args.valid {
-            Some(valid) => named(Text::new(args.unit, &text, &read(valid)?)?, reference),
-            None => named(Text::split(args.unit, &text)?, reference),
+            Some(valid) => named(Text::new(args.unit, &text, &read(valid)?), reference),
+            None => named(Text::split(args.unit, &text), reference),
         };
     }
     if let Some(valid) = &args.valid {
@@ -56,17 +56,17 @@ pub fn load(args: &DataArgs) -> Result<Named> {
     let found = find_data(reference, &wanted(), &options)?;
     let [train, valid, whole] = [0, 1, 2].map(|at| found.files[at].as_ref().map(|file| file.path.as_path()));
     match (train, valid, whole) {
-        (Some(train), Some(valid), _) => named(Text::new(args.unit, &read(train)?, &read(valid)?)?, reference),
-        (Some(whole), None, _) | (None, _, Some(whole)) => named(Text::split(args.unit, &read(whole)?)?, reference),
+        (Some(train), Some(valid), _) => named(Text::new(args.unit, &read(train)?, &read(valid)?), reference),
+        (Some(whole), None, _) | (None, _, Some(whole)) => named(Text::split(args.unit, &read(whole)?), reference),
         (None, _, None) => Err(found
             .lacks()
             .note("text files are read; a data set in Parquet has to be converted to text first")),
     }
 }
 
-fn named(text: Text, name: &str) -> Result<Named> {
+fn named(text: Result<Text>, name: &str) -> Result<Named> {
     Ok(Named {
-        text,
+        text: text?,
         name: name.to_owned(),
     })
 }

@@ -64,7 +64,7 @@ pub fn terminal_curve(runs: &[RunResult]) -> Option<String> {
         losses().fold(f64::INFINITY, f64::min),
         losses().fold(f64::NEG_INFINITY, f64::max),
     );
-    if !(high > low) {
+    if high.is_nan() || high <= low {
         return None;
     }
     let line = |run: &RunResult| {

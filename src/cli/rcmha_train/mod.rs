@@ -342,7 +342,8 @@ fn interruption(output: Option<&Path>, finished: usize) -> Error {
 
 fn check_overfit(runs: &[RunResult]) -> Result<()> {
     for run in runs {
-        if !(run.train_loss < OVERFIT_SHARE * run.first_loss) {
+        let learned = run.train_loss < OVERFIT_SHARE * run.first_loss;
+        if !learned {
             return Err(Error::acceptance(format!(
                 "{} seed {} has not learned one batch by heart: loss {:.4} at first, {:.4} at last",
                 run.attention.name(),

@@ -1,6 +1,6 @@
 //! Softmax attention of one layer over memory and segment, forward and backward, with or without relative position.
 //!
-//! score(i, j) = ((Q_i + v) . K_j + Q_i . R_d + S_d) / sqrt(dk), with d = j - M - i the distance of key j from query i
+//! `score(i, j) = ((Q_i + v) . K_j + Q_i . R_d + S_d) / sqrt(dk)`, with d = j - M - i the distance of key j from query i
 //! (0 or below: the causal mask hides the rest), R, S and v learned per head (Dai et al. 2019, with a free table in
 //! place of their sinusoids). A task is one head of one stream and works through blocks of query rows, so that scores,
 //! shift, mask, softmax and both products happen in cache. The shift never exists as a tensor: the table is laid out by
@@ -11,14 +11,10 @@
 //! [`Keep::Statistics`] stores maximum and sum of every row instead and computes the weights again (Dao et al. 2022):
 //! memory linear in the segment. Both give the same bits.
 
+use super::scratch::{BLOCK, LINE, Scratch, transpose, transpose_back};
 use crate::train::block_product::{Strides, block_product};
 use crate::train::dropout::Dropout;
 use crate::train::scalar::Scalar;
-
-/// Query rows of a block: large enough to use every key often, small enough that a block of scores stays in cache.
-const BLOCK: usize = 32;
-/// Elements of a cache line of f32; rows of scratch are whole lines, and one apart from a power of two.
-const LINE: usize = 16;
 
 /// Sizes of one call: T queries and N = M + T keys in each of B streams and H heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,86 +132,6 @@ impl<T: Scalar> RelativeGradients<T> {
     }
 }
 
-/// Buffers of one thread. Nothing in them survives a task.
-#[derive(Debug)]
-pub struct Scratch<T> {
-    key_t: Buffer<T>,
-    value_t: Buffer<T>,
-    key_sum: Buffer<T>,
-    value_sum: Buffer<T>,
-    scores: Buffer<T>,
-    other: Buffer<T>,
-    gradient: Buffer<T>,
-    query: Vec<T>,
-    positioned: Vec<T>,
-    transposed: Vec<T>,
-    partial: Vec<T>,
-}
-
-/// Elements that begin at a cache line.
-#[derive(Debug)]
-struct Buffer<T> {
-    data: Vec<T>,
-    offset: usize,
-}
-
-impl<T: Scalar> Buffer<T> {
-    fn new(len: usize) -> Self {
-        let data = vec![T::ZERO; len + 64 / size_of::<T>()];
-        // An offset that cannot be computed costs speed, not correctness.
-        let offset = Some(data.as_ptr().align_offset(64)).filter(|&o| o <= 64 / size_of::<T>());
-        Self {
-            data,
-            offset: offset.unwrap_or(0),
-        }
-    }
-
-    #[inline(always)]
-    fn get(&mut self) -> &mut [T] {
-        &mut self.data[self.offset..]
-    }
-}
-
-impl<T: Scalar> Scratch<T> {
-    /// Buffers for calls of this shape; `backward` adds what only gradients need.
-    pub fn new(shape: &Shape, backward: bool) -> Self {
-        let (d, stride) = (shape.head_dim, shape.stride());
-        let rows = BLOCK.min(shape.segment);
-        let only = |len: usize| Buffer::new(if backward { len } else { 0 });
-        Self {
-            key_t: Buffer::new(d * stride),
-            value_t: only(d * stride),
-            key_sum: only(d * stride),
-            value_sum: only(d * stride),
-            scores: Buffer::new(rows * stride),
-            other: Buffer::new(rows * stride),
-            gradient: only(rows * stride),
-            query: vec![T::ZERO; rows * d],
-            positioned: vec![T::ZERO; rows * d],
-            transposed: vec![T::ZERO; BLOCK * d],
-            partial: vec![T::ZERO; rows * d],
-        }
-    }
-
-    /// Bytes of the buffers.
-    pub fn bytes(&self) -> usize {
-        let lines = [&self.key_t, &self.value_t, &self.key_sum, &self.value_sum];
-        let blocks = [&self.scores, &self.other, &self.gradient];
-        let aligned: usize = lines.into_iter().chain(blocks).map(|buffer| buffer.data.len()).sum();
-        (aligned + 4 * self.query.len()) * size_of::<T>()
-    }
-}
-
-/// `[rows, cols]` to `[cols, stride]`.
-#[inline(always)]
-pub fn transpose<T: Scalar>(x: &[T], cols: usize, stride: usize, out: &mut [T]) {
-    for (r, row) in x.chunks_exact(cols).enumerate() {
-        for (c, &value) in row.iter().enumerate() {
-            out[c * stride + r] = value;
-        }
-    }
-}
-
 /// Largest element.
 #[inline(always)]
 fn maximum<T: Scalar>(x: &[T]) -> T {
@@ -253,7 +169,7 @@ fn exponentials<T: Scalar>(x: &mut [T], max: T) -> T {
 #[derive(Clone, Copy)]
 struct Rows {
     first: usize,
-    rows: usize,
+    count: usize,
     columns: usize,
     /// Keys that the first row sees; each further row sees one more.
     visible: usize,
@@ -265,7 +181,7 @@ fn blocks(shape: &Shape) -> impl Iterator<Item = Rows> + use<> {
         let rows = BLOCK.min(segment - first);
         Rows {
             first,
-            rows,
+            count: rows,
             columns: memory + first + rows,
             visible: memory + first + 1,
         }
@@ -277,7 +193,7 @@ fn blocks(shape: &Shape) -> impl Iterator<Item = Rows> + use<> {
 fn block_queries<T: Scalar>(shape: &Shape, block: Rows, operands: &Operands<'_, T>, scratch: &mut Scratch<T>) {
     let d = shape.head_dim;
     let scale = T::ONE / T::of(d as f64).sqrt();
-    let queries = &operands.query[block.first * d..][..block.rows * d];
+    let queries = &operands.query[block.first * d..][..block.count * d];
     for (scaled, &q) in scratch.query.iter_mut().zip(queries) {
         *scaled = q * scale;
     }
@@ -305,7 +221,7 @@ fn block_scores<T: Scalar>(shape: &Shape, block: Rows, operands: &Operands<'_, T
         right: stride,
         out: stride,
     };
-    let size = (block.rows, d, block.columns);
+    let size = (block.count, d, block.columns);
     block_product::<T, false>(
         scratch.scores.get(),
         &scratch.positioned,
@@ -315,12 +231,12 @@ fn block_scores<T: Scalar>(shape: &Shape, block: Rows, operands: &Operands<'_, T
     );
     let Some(relative) = &operands.relative else { return };
     // The smallest place that the block needs belongs to its last row and the oldest key.
-    let start = shape.segment - block.first - block.rows;
+    let start = shape.segment - block.first - block.count;
     let places = &relative.table_t[start..];
     block_product::<T, false>(scratch.other.get(), &scratch.query, places, size, strides);
     let (scores, shifted) = (scratch.scores.get(), scratch.other.get());
-    for r in 0..block.rows {
-        let (visible, offset) = (block.visible + r, block.rows - 1 - r);
+    for r in 0..block.count {
+        let (visible, offset) = (block.visible + r, block.count - 1 - r);
         let row = &mut scores[r * stride..][..visible];
         let positions = &shifted[r * stride + offset..][..visible];
         let bias = &relative.bias[start + offset..][..visible];
@@ -345,7 +261,7 @@ pub fn forward<T: Scalar>(
     for block in blocks(shape) {
         block_scores(shape, block, operands, scratch);
         let scores = scratch.scores.get();
-        for r in 0..block.rows {
+        for r in 0..block.count {
             let row = &mut scores[r * stride..][..block.columns];
             let (seen, hidden) = row.split_at_mut(block.visible + r);
             let max = maximum(seen);
@@ -365,7 +281,7 @@ pub fn forward<T: Scalar>(
                 operands.dropout.apply(operands.task * shape.segment + i, row);
             }
         }
-        let size = (block.rows, block.columns, d);
+        let size = (block.count, block.columns, d);
         let strides = Strides {
             left: stride,
             right: d,
@@ -393,6 +309,10 @@ pub struct Kept<'a, T> {
 }
 
 /// Gradients of one task from that of its result, `[T, dk]`.
+#[expect(
+    clippy::too_many_lines,
+    reason = "one pass over a block's scores while they are in cache"
+)]
 #[inline(always)]
 pub fn backward<T: Scalar>(
     shape: &Shape,
@@ -420,7 +340,7 @@ pub fn backward<T: Scalar>(
         out: stride,
     };
     for block in blocks(shape) {
-        let (first, rows, columns) = (block.first, block.rows, block.columns);
+        let (first, rows, columns) = (block.first, block.count, block.columns);
         let d_out = &gradient[first * d..][..rows * d];
         block_weights(shape, block, operands, kept, scratch);
         // dP = dO V^T.
@@ -523,7 +443,7 @@ fn block_weights<T: Scalar>(
     if let Some(weights) = kept.weights {
         block_queries(shape, block, operands, scratch);
         let scores = scratch.scores.get();
-        for r in 0..block.rows {
+        for r in 0..block.count {
             let row = &weights[(block.first + r) * keys..][..block.columns];
             scores[r * stride..][..block.columns].copy_from_slice(row);
         }
@@ -531,7 +451,7 @@ fn block_weights<T: Scalar>(
     }
     block_scores(shape, block, operands, scratch);
     let scores = scratch.scores.get();
-    for r in 0..block.rows {
+    for r in 0..block.count {
         let row = &mut scores[r * stride..][..block.columns];
         let (seen, hidden) = row.split_at_mut(block.visible + r);
         let (max, inverse) = (
@@ -542,15 +462,5 @@ fn block_weights<T: Scalar>(
             *p = (*p - max).exp() * inverse;
         }
         hidden.fill(T::ZERO);
-    }
-}
-
-/// `[cols, stride]` back to `[rows, cols]`.
-#[inline(always)]
-fn transpose_back<T: Scalar>(x: &[T], cols: usize, stride: usize, out: &mut [T]) {
-    for (r, row) in out.chunks_exact_mut(cols).enumerate() {
-        for (c, value) in row.iter_mut().enumerate() {
-            *value = x[c * stride + r];
-        }
     }
 }

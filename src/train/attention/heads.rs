@@ -1,7 +1,7 @@
 //! Between rows `[time, stream, d]` and heads `[head, stream, time, dk]`, with the depth-wise causal convolution along
 //! time and the rotary embedding on the way.
 //!
-//! The convolution of width k is y_t\[c\] = bias\[c\] + sum over j of w\[c, j\] x_(t - k + 1 + j)\[c\], zeros before
+//! The convolution of width k is `y_t[c] = bias[c] + sum over j of w[c, j] x_(t - k + 1 + j)[c]`, zeros before
 //! the first row: shifted multiply-adds over one head's rows while they are in cache. Rows before the first wanted
 //! output (`skip`) only feed it.
 

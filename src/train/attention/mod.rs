@@ -4,9 +4,11 @@
 //! combination of parts from projections, the depth-wise convolution of [`heads`] and the softmax of [`core`], so the
 //! four published attentions and our openings differ in what the paper says they differ in and in nothing else.
 
+mod call;
 pub mod core;
 pub mod heads;
 pub mod layer;
+pub mod scratch;
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -89,6 +91,10 @@ impl AttentionKind {
 }
 
 /// Which projections are convolved, and how.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "any of the three projections, in either form"
+)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Convolution {
     /// Width along time; 3 in Primer and in the paper's code.
