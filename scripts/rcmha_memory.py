@@ -16,7 +16,7 @@ import subprocess
 def train(a, segment, weights):
     command = [a.binary, "rcmha-train", "--attention", a.attention, "--layers", "1", "--d-model", "128", "--heads", "8",
                "--segment", str(segment), "--memory", str(a.memory), "--batch", "1", "--steps", str(a.steps),
-               "--eval-parts", "100000", "--attention-weights", weights, "--quiet", "--format", "json",
+               "--eval-parts", "100", "--attention-weights", weights, "--quiet", "--format", "json",
                "--threads", str(a.threads)]
     report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     table = next(table for table in report["tables"] if table["name"] == "cost")

@@ -20,7 +20,7 @@ def ours(a, attention):
     sizes = [("layers", a.layers), ("d-model", a.d_model), ("heads", a.heads), ("d-ffn", a.d_ffn),
              ("segment", a.segment), ("memory", a.memory), ("batch", a.batch), ("steps", a.steps)]
     flags = [text for name, value in sizes for text in (f"--{name}", str(value))]
-    command = [a.binary, "rcmha-train", "--attention", attention, "--unit", "byte", "--eval-parts", "100000",
+    command = [a.binary, "rcmha-train", "--attention", attention, "--unit", "byte", "--eval-parts", "100",
                "--threads", str(a.threads), "--quiet", "--format", "json", *flags]
     report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     table = next(table for table in report["tables"] if table["name"] == "cost")

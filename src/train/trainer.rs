@@ -292,8 +292,9 @@ impl Trainer {
 
     /// The next part of the held-out text; counts in the coded metric, as in the paper's code.
     pub fn evaluate_part(&mut self) -> Outcome {
-        let parts = self.config.eval_parts.max(1);
         let segments = self.valid.segments();
+        // A part without a segment would have no loss.
+        let parts = self.config.eval_parts.clamp(1, segments);
         let part = self.progress.eval_part % parts;
         if part == 0 {
             self.eval_memory = Memory::empty(self.model.config.layers);
