@@ -64,11 +64,11 @@ fn run<B: Backend>(session: &mut Session<'_, B>, prompt: &[u32], decode: &[u32])
         session.forward(&prompt[range], Phase::Prefill).expect("prefill");
         traces.push(session.take_trace().expect("kept"));
     }
-    let mut logits = vec![session.logits(last)];
+    let mut logits = vec![session.logits(last).expect("logits")];
     for &id in decode {
         session.forward(&[id], Phase::Decode).expect("decode");
         traces.push(session.take_trace().expect("kept"));
-        logits.push(session.logits(0));
+        logits.push(session.logits(0).expect("logits"));
     }
     Run { logits, traces }
 }
@@ -140,16 +140,16 @@ fn a_budget_of_the_whole_text_is_dense_to_the_last_bit() {
             if policy.rope_extension().is_some() {
                 continue;
             }
-            let mut session = Session::new(&decoder, &policy, limits(37));
+            let mut session = Session::new(&decoder, &policy, limits(37)).expect("session");
             let got = run(&mut session, &prompt, &decode);
             // The same cuts on both sides.
-            let mut dense = Session::new(&decoder, &PolicyConfig::Dense, limits(37));
+            let mut dense = Session::new(&decoder, &PolicyConfig::Dense, limits(37)).expect("session");
             for range in session.chunks(prompt.len()) {
                 dense.forward(&prompt[range], Phase::Prefill).expect("prefill");
             }
             for (id, got) in decode.iter().zip(&got.logits[1..]) {
                 dense.forward(&[*id], Phase::Decode).expect("decode");
-                assert_eq!(&dense.logits(0), got, "{}", policy.name());
+                assert_eq!(&dense.logits(0).expect("logits"), got, "{}", policy.name());
             }
         }
     }
@@ -164,7 +164,7 @@ fn a_factor_of_one_is_dense_to_the_last_bit() {
         ..limits(40)
     };
     let dense = run(
-        &mut Session::new(&decoder, &PolicyConfig::Dense, roomy),
+        &mut Session::new(&decoder, &PolicyConfig::Dense, roomy).expect("session"),
         &prompt,
         &decode,
     );
@@ -172,10 +172,18 @@ fn a_factor_of_one_is_dense_to_the_last_bit() {
         PolicyConfig::Ntk { rope_factor: None },
         PolicyConfig::Yarn { rope_factor: None },
     ] {
-        let got = run(&mut Session::new(&decoder, &policy, roomy), &prompt, &decode);
+        let got = run(
+            &mut Session::new(&decoder, &policy, roomy).expect("session"),
+            &prompt,
+            &decode,
+        );
         assert_eq!(got.logits, dense.logits, "{}", policy.name());
         // Beyond the trained window of 128 they differ.
-        let got = run(&mut Session::new(&decoder, &policy, limits(40)), &prompt, &decode);
+        let got = run(
+            &mut Session::new(&decoder, &policy, limits(40)).expect("session"),
+            &prompt,
+            &decode,
+        );
         assert!(largest_difference(&got, &dense) > 1e-3, "{}", policy.name());
     }
 }
@@ -186,13 +194,21 @@ fn plain_and_fast_kernels_agree() {
         let (fast, plain) = (decoder(Cpu, window), decoder(Reference, window));
         let (prompt, decode) = (ids(3, 170), ids(4, 12));
         let dense = run(
-            &mut Session::new(&fast, &PolicyConfig::Dense, limits(32)),
+            &mut Session::new(&fast, &PolicyConfig::Dense, limits(32)).expect("session"),
             &prompt,
             &decode,
         );
         for policy in policies(4, 16, 24) {
-            let got = run(&mut Session::new(&fast, &policy, limits(32)), &prompt, &decode);
-            let want = run(&mut Session::new(&plain, &policy, limits(32)), &prompt, &decode);
+            let got = run(
+                &mut Session::new(&fast, &policy, limits(32)).expect("session"),
+                &prompt,
+                &decode,
+            );
+            let want = run(
+                &mut Session::new(&plain, &policy, limits(32)).expect("session"),
+                &prompt,
+                &decode,
+            );
             for (got, want) in got.traces.iter().flatten().zip(want.traces.iter().flatten()) {
                 assert_eq!(got.selected, want.selected, "{policy:?}");
             }
@@ -211,7 +227,7 @@ fn what_is_selected_is_sorted_unique_and_in_range() {
     let decoder = decoder(Cpu, None);
     let prompt = ids(5, 200);
     for policy in policies(5, 16, 24) {
-        let mut session = Session::new(&decoder, &policy, limits(32));
+        let mut session = Session::new(&decoder, &policy, limits(32)).expect("session");
         let out = run(&mut session, &prompt, &ids(6, 10));
         let mut seen = 0;
         for (step, trace) in out.traces.iter().rev().take(10).enumerate() {
@@ -237,7 +253,7 @@ fn what_is_selected_is_sorted_unique_and_in_range() {
         };
         assert_eq!(seen, expected, "{policy:?}");
         if expected > 0 {
-            let layers = session.diagnosis().layers();
+            let layers = session.diagnosis().expect("kept on the CPU").layers();
             let last = layers.last().expect("a layer");
             let mass = last.attention_mass.expect("selections were measured");
             assert!(mass > 0.0 && mass < 1.0 + 1e-6, "{policy:?}: {mass}");
@@ -260,9 +276,17 @@ fn the_cut_of_the_prompt_does_not_matter_where_it_should_not() {
         if !independent {
             continue;
         }
-        let whole = run(&mut Session::new(&decoder, &policy, limits(600)), &prompt, &decode);
+        let whole = run(
+            &mut Session::new(&decoder, &policy, limits(600)).expect("session"),
+            &prompt,
+            &decode,
+        );
         for chunk in [1, 7, 64] {
-            let cut = run(&mut Session::new(&decoder, &policy, limits(chunk)), &prompt, &decode);
+            let cut = run(
+                &mut Session::new(&decoder, &policy, limits(chunk)).expect("session"),
+                &prompt,
+                &decode,
+            );
             let difference = largest_difference(&cut, &whole);
             assert!(difference < 2e-3, "{policy:?}, chunks of {chunk}: {difference}");
         }
@@ -277,8 +301,8 @@ proptest! {
         let decoder = decoder(Cpu, None);
         let (a, b, decode) = (ids(seed, first), ids(seed ^ 1, second), ids(seed ^ 2, steps));
         for policy in policies(3, 12, 16) {
-            let alone = run(&mut Session::new(&decoder, &policy, limits(32)), &b, &decode);
-            let mut session = Session::new(&decoder, &policy, limits(32));
+            let alone = run(&mut Session::new(&decoder, &policy, limits(32)).expect("session"), &b, &decode);
+            let mut session = Session::new(&decoder, &policy, limits(32)).expect("session");
             run(&mut session, &a, &decode);
             session.reset();
             let after = run(&mut session, &b, &decode);
@@ -295,7 +319,7 @@ proptest! {
         let decoder = decoder(Cpu, None);
         let ids = ids(seed, prompt);
         for policy in policies(3, 12, 16) {
-            let mut session = Session::new(&decoder, &PolicyConfig::Dense, limits(32));
+            let mut session = Session::new(&decoder, &PolicyConfig::Dense, limits(32)).expect("session");
             for range in session.chunks(prompt) {
                 session.forward(&ids[range], Phase::Prefill).expect("prefill");
             }
@@ -309,7 +333,7 @@ proptest! {
             session.truncate(prompt / 3);
             session.forward(&[2], Phase::Decode).expect("decode");
             session.forward(&ids[..20], Phase::Prefill).expect("prefill");
-            prop_assert!(session.logits(0).iter().all(|l| l.is_finite()));
+            prop_assert!(session.logits(0).expect("logits").iter().all(|l| l.is_finite()));
         }
     }
 }

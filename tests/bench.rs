@@ -1,4 +1,5 @@
 //! `tokselect bench end-to-end` as a whole program, on a tiny shape: what it measures, checks, keeps and refuses.
+#![allow(clippy::print_stderr, reason = "a skipped test says why")]
 #![allow(
     clippy::float_cmp,
     reason = "a cell must be the quotient of two others to the last bit"
@@ -281,4 +282,40 @@ fn an_interrupt_keeps_what_is_finished_and_says_so() {
         (&json!(true), &json!(7))
     );
     assert_eq!(rows(&report, "prefill").len(), 3);
+}
+
+#[test]
+fn benches_of_a_gpu_say_in_one_line_what_is_missing() {
+    let run = |arguments: &[&str]| {
+        let mut command = Command::cargo_bin("tokselect").expect("built");
+        command.arg("bench").args(arguments).assert()
+    };
+    for bench in ["attention", "kernels"] {
+        let output = run(&[bench]).code(2).get_output().stderr.clone();
+        let text = String::from_utf8(output).expect("UTF-8");
+        assert!(
+            text.contains(&format!("`bench {bench}`")) && text.contains("`--gpu` is missing"),
+            "{text}"
+        );
+        // The plan needs no GPU.
+        let output = run(&[bench, "--gpu", "--dry-run", "--shapes", "tiny", "--lengths", "8k"]).success();
+        let text = String::from_utf8(output.get_output().stdout.clone()).expect("UTF-8");
+        assert!(text.contains("token-select miss, 8-bit keys"), "{text}");
+    }
+    run(&["attention", "--gpu", "--policies", "quest", "--dry-run"]).code(2);
+    if tokselect::kernels::cuda::driver::device_count().is_ok_and(|count| count > 0) {
+        eprintln!("skipped: this machine has a GPU");
+        return;
+    }
+    for bench in [
+        &["attention", "--gpu"][..],
+        &["kernels", "--gpu"],
+        &["end-to-end", "--gpu", "--shape", "tiny"],
+    ] {
+        let output = run(bench).code(3).get_output().stderr.clone();
+        let text = String::from_utf8(output).expect("UTF-8");
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("error:")).collect();
+        assert_eq!(lines.len(), 1, "{text}");
+        assert!(text.contains("help: run it on a machine with an NVIDIA GPU"), "{text}");
+    }
 }

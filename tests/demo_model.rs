@@ -77,9 +77,9 @@ fn ids_logits_and_greedy_continuations_equal_transformers() {
             prefill_chunk: 512,
             diagnose: false,
         };
-        let mut session = Session::new(&decoder, &PolicyConfig::Dense, limits);
+        let mut session = Session::new(&decoder, &PolicyConfig::Dense, limits).expect("session");
         session.forward(&prompt, Phase::Prefill).expect("prefill");
-        let mut logits = session.logits(prompt.len() - 1);
+        let mut logits = session.logits(prompt.len() - 1).expect("logits");
         let expected = numbers(&case["logits"]);
         let found = logits.iter().step_by(stride);
         assert_eq!(found.len(), expected.len(), "{name}");
@@ -95,7 +95,7 @@ fn ids_logits_and_greedy_continuations_equal_transformers() {
             let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
             assert_eq!(best, Some(expected as usize), "{name}, step {step}");
             session.forward(&[expected], Phase::Decode).expect("decode");
-            logits = session.logits(0);
+            logits = session.logits(0).expect("logits");
         }
     }
     assert!(compared >= 100, "only {compared} ids were compared");

@@ -48,6 +48,7 @@ fn json_has_its_keys() {
         "demo_model",
         "hub",
         "nvidia_libraries",
+        "gpu",
         "terminal",
         "problems",
     ];

@@ -17,7 +17,9 @@ use tokselect::train::transformer_xl::{Memory, ModelConfig, Pass, Segment, Trans
 /// A number that `scripts/reference_rcmha.py` computes alike.
 fn parameter(name: &str, at: usize) -> f64 {
     let seed = name.bytes().map(u64::from).sum::<u64>() % 101;
-    0.6 * (12.9898 * (at + 1) as f64 + 7.233 * seed as f64).sin()
+    let scale = if name.starts_with("embedding") { 2.4 } else { 0.6 };
+    let n = (at + 1) as f64;
+    scale * (n * n * 0.37 + 12.9898 * n + 7.233 * seed as f64).sin()
 }
 
 fn ids(count: usize, vocab: usize, shift: usize) -> Vec<u32> {
@@ -108,12 +110,16 @@ fn losses_and_gradients_of_every_attention_equal_pytorch() {
 
 /// A short matrix on the built-in text.
 fn small(output: &Path) -> Command {
+    with(output, "--seeds 2 --dropout 0.1 --checkpoint-every 7")
+}
+
+/// The same with other options in place of seeds, dropout and checkpoints.
+fn with(output: &Path, options: &str) -> Command {
     let mut command = tokselect();
     command.args("rcmha-train --layers 1 --d-model 16 --heads 2 --segment 16 --batch 4".split(' '));
-    command.args("--steps 60 --log-every 1 --eval-every 20 --eval-parts 40 --checkpoint-every 7".split(' '));
-    command
-        .args("--attention rmha,rcmha --seeds 2 --dropout 0.1 -q -o".split(' '))
-        .arg(output);
+    command.args("--steps 60 --log-every 1 --eval-every 20 --eval-parts 40".split(' '));
+    command.args("--attention rmha,rcmha -q -o".split(' ')).arg(output);
+    command.args(options.split(' '));
     command
 }
 
@@ -208,12 +214,8 @@ fn a_killed_run_goes_on_with_the_same_losses() {
 #[test]
 fn another_configuration_is_refused_with_the_keys_that_differ() {
     let folder = scratch("rcmha-other");
-    succeeds(small(&folder).args(["--seeds", "1"]));
-    let stderr = refuses(
-        small(&folder).args(["--seeds", "1", "--clip", "0.5"]),
-        2,
-        &["different configuration"],
-    );
+    succeeds(&mut with(&folder, "--clip 1"));
+    let stderr = refuses(&mut with(&folder, "--clip 0.5"), 2, &["different configuration"]);
     assert!(stderr.contains("training.clip"), "{stderr}");
 }
 
@@ -221,8 +223,7 @@ fn another_configuration_is_refused_with_the_keys_that_differ() {
 fn groups_of_a_batch_give_the_same_run_up_to_rounding() {
     let losses = |accumulate: &str| {
         let folder = scratch(&format!("rcmha-accumulate-{accumulate}"));
-        let mut command = small(&folder);
-        succeeds(command.args(["--seeds", "1", "--dropout", "0", "--accumulate", accumulate]));
+        succeeds(&mut with(&folder, &format!("--accumulate {accumulate}")));
         self::losses(&folder.join("rcmha-seed-0"))
     };
     let (one, two) = (losses("1"), losses("2"));
@@ -235,12 +236,23 @@ fn groups_of_a_batch_give_the_same_run_up_to_rounding() {
 
 #[test]
 fn one_batch_is_learned_by_heart() {
-    let mut command = tokselect();
-    command.args("rcmha-train --attention rcmha --layers 2 --d-model 32 --heads 2 --segment 16 --batch 2".split(' '));
-    command.args(["--overfit-batch", "--steps", "300", "--rate", "0.01", "-q"]);
-    succeeds(&mut command);
-    let finished = run(command.args(["--steps", "2"]));
-    assert_refused(&finished, 1, &["has not learned one batch by heart"]);
+    let overfit = |steps: &str| {
+        let mut command = tokselect();
+        command.args("rcmha-train --attention rcmha --layers 2 --d-model 32 --heads 2 --segment 16".split(' '));
+        command.args([
+            "--batch",
+            "2",
+            "--overfit-batch",
+            "--rate",
+            "0.01",
+            "-q",
+            "--steps",
+            steps,
+        ]);
+        command
+    };
+    succeeds(&mut overfit("300"));
+    assert_refused(&run(&mut overfit("2")), 1, &["has not learned one batch by heart"]);
 }
 
 #[test]
@@ -302,20 +314,8 @@ fn wrong_input_is_refused_with_a_remedy() {
 #[test]
 fn a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint() {
     let folder = scratch("rcmha-nan");
-    let mut command = small(&folder);
-    command.args([
-        "--rate",
-        "1e37",
-        "--warmup",
-        "40",
-        "--spike-factor",
-        "0",
-        "--clip",
-        "0",
-        "--checkpoint-every",
-        "1",
-    ]);
-    let finished = run(&mut command);
+    let options = "--rate 1e37 --warmup 40 --spike-factor 0 --clip 0 --checkpoint-every 1";
+    let finished = run(&mut with(&folder, options));
     assert_refused(&finished, 2, &["the loss of step", "rmha-seed-0", "--rate"]);
     let kept = fs::read_dir(folder.join("rmha-seed-0")).unwrap();
     let last = kept

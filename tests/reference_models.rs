@@ -46,7 +46,7 @@ fn prefill<B: Backend>(session: &mut Session<'_, B>, ids: &[u32]) -> Vec<f32> {
         last = range.len() - 1;
         session.forward(&ids[range], Phase::Prefill).expect("prefill");
     }
-    session.logits(last)
+    session.logits(last).expect("logits")
 }
 
 #[expect(clippy::float_cmp, reason = "the maximum is one of the numbers")]
@@ -119,7 +119,7 @@ fn logits_and_greedy_ids_equal_transformers() {
         let decoder = load(Cpu, &dir);
         for prompt in prompts(&dir) {
             for chunk in [2048, 512, 37, 1] {
-                let mut session = Session::new(&decoder, &PolicyConfig::Dense, limits(chunk));
+                let mut session = Session::new(&decoder, &PolicyConfig::Dense, limits(chunk)).expect("session");
                 let mut logits = prefill(&mut session, &prompt.ids);
                 let difference = largest_difference(&logits, &prompt.logits);
                 assert!(
@@ -141,7 +141,7 @@ fn logits_and_greedy_ids_equal_transformers() {
                         prompt.name
                     );
                     session.forward(&[expected], Phase::Decode).expect("decode");
-                    logits = session.logits(0);
+                    logits = session.logits(0).expect("logits");
                 }
             }
         }
@@ -153,7 +153,7 @@ fn the_plain_backend_agrees_too() {
     for dir in models() {
         let decoder = load(Reference, &dir);
         for prompt in prompts(&dir).iter().filter(|p| p.ids.len() <= 150) {
-            let mut session = Session::new(&decoder, &PolicyConfig::Dense, limits(64));
+            let mut session = Session::new(&decoder, &PolicyConfig::Dense, limits(64)).expect("session");
             let difference = largest_difference(&prefill(&mut session, &prompt.ids), &prompt.logits);
             assert!(
                 difference < TOLERANCE,
@@ -177,9 +177,10 @@ fn a_budget_of_the_whole_text_is_dense_to_the_last_bit() {
                 top_k: 2048,
                 ..TokenSelectConfig::default()
             };
-            let mut selecting = Session::new(&decoder, &PolicyConfig::TokenSelect(config), limits(100));
+            let mut selecting =
+                Session::new(&decoder, &PolicyConfig::TokenSelect(config), limits(100)).expect("session");
             let chunks = selecting.chunks(prompt.ids.len());
-            let mut dense = Session::new(&decoder, &PolicyConfig::Dense, limits(100));
+            let mut dense = Session::new(&decoder, &PolicyConfig::Dense, limits(100)).expect("session");
             let mut next = 0;
             for range in chunks {
                 let last = range.len() - 1;
@@ -189,14 +190,17 @@ fn a_budget_of_the_whole_text_is_dense_to_the_last_bit() {
                 selecting
                     .forward(&prompt.ids[range], Phase::Prefill)
                     .expect("token-select");
-                let (a, b) = (dense.logits(last), selecting.logits(last));
+                let (a, b) = (
+                    dense.logits(last).expect("logits"),
+                    selecting.logits(last).expect("logits"),
+                );
                 assert_eq!(a, b, "{} {}", dir.display(), prompt.name);
                 next = argmax(&a);
             }
             for _ in 0..4 {
                 dense.forward(&[next], Phase::Decode).expect("dense");
                 selecting.forward(&[next], Phase::Decode).expect("token-select");
-                let (a, b) = (dense.logits(0), selecting.logits(0));
+                let (a, b) = (dense.logits(0).expect("logits"), selecting.logits(0).expect("logits"));
                 assert_eq!(a, b, "{} {}", dir.display(), prompt.name);
                 next = argmax(&a);
             }
@@ -216,11 +220,11 @@ fn stories_open_with_their_known_sentence() {
         tokenizer_config: Some(&dir.join("tokenizer_config.json")),
     })
     .expect("tokenizer");
-    let mut session = Session::new(&decoder, &PolicyConfig::Dense, limits(64));
+    let mut session = Session::new(&decoder, &PolicyConfig::Dense, limits(64)).expect("session");
     let mut ids = vec![1];
     session.forward(&ids, Phase::Prefill).expect("prefill");
     for _ in 0..40 {
-        let next = argmax(&session.logits(0));
+        let next = argmax(&session.logits(0).expect("logits"));
         ids.push(next);
         session.forward(&[next], Phase::Decode).expect("decode");
     }

@@ -2,10 +2,10 @@
 
 use super::baseline_arguments::BaselineArgs;
 use super::or_auto::{self, OrAuto};
+use crate::bytes::parse_bytes;
 use crate::error::{Error, Result};
 use crate::hub::DEMO;
 use crate::kernels::{HeadMap, Positions, ScoreDtype};
-use crate::model::memory_plan::parse_bytes;
 use crate::printer::PrinterOptions;
 use crate::report::Format;
 use crate::selection::{Budget, CacheThreshold, ChunkQuery, PolicyConfig, ScoreScale, TokenSelectConfig, Vote};
@@ -95,7 +95,7 @@ pub struct ModelArgs {
     /// Make weights from a seed instead of reading them; needs a config only
     #[arg(long, value_name = "SEED")]
     pub random_weights: Option<u64>,
-    /// Type of the weights in memory; the CPU computes in f32
+    /// Type of the weights in memory: f32 on the CPU, bf16 or f16 on a GPU
     #[arg(long, value_enum, default_value = "auto")]
     pub dtype: Dtype,
     /// Where to compute: auto, cpu, cuda or cuda:N
@@ -113,34 +113,6 @@ impl ModelArgs {
     /// The model reference: what was named, else the built-in model.
     pub fn reference(&self) -> &str {
         self.model.as_deref().unwrap_or(DEMO)
-    }
-
-    /// Refuses devices and types that this build does not run.
-    pub fn check_device(&self) -> Result<()> {
-        match self.device.as_str() {
-            "auto" | "cpu" => {}
-            cuda if cuda == "cuda" || cuda.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok()) => {
-                return Err(
-                    Error::environment(format!("`--device {cuda}`: this build computes on the CPU only"))
-                        .help("pass `--device cpu` or leave the flag out"),
-                );
-            }
-            other => {
-                return Err(
-                    Error::user(format!("`--device {other}` is not a device")).help("pass auto, cpu, cuda or cuda:N")
-                );
-            }
-        }
-        match self.dtype {
-            Dtype::Auto | Dtype::F32 => Ok(()),
-            Dtype::F16 | Dtype::Bf16 => {
-                let name = if self.dtype == Dtype::F16 { "f16" } else { "bf16" };
-                Err(Error::user(format!(
-                    "`--dtype {name}`: on the CPU weights are widened to f32 once, at load"
-                ))
-                .help("pass `--dtype f32` or leave the flag out"))
-            }
-        }
     }
 }
 
@@ -216,6 +188,8 @@ enum ScoreDtypeName {
     F32,
     /// bfloat16 scores, probabilities and votes
     Bf16,
+    /// Single precision, but in decode from an 8-bit copy of the keys (GPU only)
+    Int8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -360,9 +334,10 @@ impl PolicyArgs {
             last_token_alone: self.last_token_alone.map_or(preset.last_token_alone, Switch::is_on),
             cache_gap_repair: self.cache_gap_repair.map_or(preset.cache_gap_repair, Switch::is_on),
             score_dtype: self.score_dtype.map_or(preset.score_dtype, |dtype| match dtype {
-                ScoreDtypeName::F32 => ScoreDtype::F32,
+                ScoreDtypeName::F32 | ScoreDtypeName::Int8 => ScoreDtype::F32,
                 ScoreDtypeName::Bf16 => ScoreDtype::Bf16,
             }),
+            int8_keys: self.score_dtype == Some(ScoreDtypeName::Int8),
             local_outside_chunk: self
                 .local_outside_chunk
                 .map_or(preset.local_outside_chunk, Switch::is_on),

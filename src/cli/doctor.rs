@@ -3,14 +3,17 @@
 mod machine;
 
 use super::Context;
+use crate::bytes::human_bytes;
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::hub::{DEMO, HubEnvironment, demo_folder, demo_sha256, is_laid_out, temporary_demo_folder};
-use crate::kernels::Backend;
 use crate::kernels::cpu::{Cpu, simd_level};
+use crate::kernels::cuda::Gpu;
+use crate::kernels::cuda::driver::Properties;
 use crate::kernels::reference::Reference;
+use crate::kernels::{Backend as _, Device as _};
 use crate::manifest::{Build, Device};
-use crate::model::memory_plan::{available_bytes, human_bytes};
+use crate::model::memory_plan::available_bytes;
 use crate::report::{Measured, terminal};
 use clap::Args;
 use machine::{CacheFolder, ControlGroups, Library, NO_LIMIT, NOT_FOUND, nvidia_libraries};
@@ -42,6 +45,8 @@ struct Findings {
     demo_model: DemoModel,
     hub: Hub,
     nvidia_libraries: Vec<Library>,
+    /// The first GPU, opened; or why there is none.
+    gpu: Measured<Properties>,
     terminal: Screen,
     problems: Vec<Problem>,
 }
@@ -174,6 +179,10 @@ impl Findings {
                 token_present: hub.token.is_some(),
             },
             nvidia_libraries: nvidia_libraries(std::env::var_os("LD_LIBRARY_PATH")),
+            gpu: match Gpu::open(0, None) {
+                Ok(gpu) => Measured::Value(gpu.properties().clone()),
+                Err(error) => Measured::missing(error.message()),
+            },
             terminal: Screen {
                 stdout_is_terminal: style.terminal,
                 colour: style.colour,
@@ -358,7 +367,9 @@ impl Findings {
         }
         items.push((
             "gpu",
-            "not used: this build computes on the CPU, with or without the libraries above".into(),
+            self.gpu
+                .get()
+                .map_or_else(|| format!("none: {}", self.gpu.reason().unwrap_or_default()), in_words),
         ));
         items.push((
             "terminal",
@@ -392,6 +403,19 @@ fn shown<T>(measured: &Measured<T>, show: impl Fn(&T) -> String) -> String {
         Measured::Missing(reason) if reason == NOT_FOUND => reason.clone(),
         Measured::Missing(reason) => format!("unknown ({reason})"),
     }
+}
+
+fn in_words(gpu: &Properties) -> String {
+    format!(
+        "{}, compute capability {}.{}, {} multiprocessors, {}, driver for CUDA {}.{}",
+        gpu.name,
+        gpu.compute_capability / 10,
+        gpu.compute_capability % 10,
+        gpu.multiprocessors,
+        human_bytes(gpu.memory_bytes),
+        gpu.driver_version / 1000,
+        gpu.driver_version % 1000 / 10
+    )
 }
 
 /// Computes a small product and a selection with the fast kernels and with the plain ones.

@@ -5,12 +5,13 @@ use super::arguments::ModelArgs;
 use crate::bench::shapes::Shape;
 use crate::error::{Error, Result};
 use crate::hub::{HubOptions, ModelFiles, Need, SourceRecord, resolve};
-use crate::kernels::Backend;
+use crate::kernels::Device;
 use crate::kernels::cpu::Cpu;
 use crate::manifest::{FileRecord, Manifest};
 use crate::model::chat_template::{ChatTemplate, ChatTemplateChoice, ChatTemplateFiles};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::ModelConfig;
+use crate::model::context::Engine;
 use crate::model::decoder::{Decoder, SessionLimits};
 use crate::model::generation_config::GenerationConfig;
 use crate::model::memory_plan::{MemoryPlan, available_bytes};
@@ -29,7 +30,6 @@ pub(super) struct Located {
 
 /// Finds the files of the model and reads its config. With random weights no weight file is needed.
 pub(super) fn locate(args: &ModelArgs, tokenizer: bool, context: &Context) -> Result<Located> {
-    args.check_device()?;
     let need = match (args.random_weights.is_some(), tokenizer) {
         (true, true) => Need::ConfigAndTokenizer,
         (true, false) => Need::ConfigOnly,
@@ -141,8 +141,7 @@ pub(super) fn fill_manifest(
 }
 
 /// A built-in shape in the place of a model: a config, no files.
-pub(super) fn built_in(args: &ModelArgs, shape: Shape) -> Result<Located> {
-    args.check_device()?;
+pub(super) fn built_in(shape: Shape) -> Result<Located> {
     let files = ModelFiles {
         reference: shape.name().to_owned(),
         source: SourceRecord::File {
@@ -185,43 +184,60 @@ pub(super) fn open_weights_seeded(seed: Option<u64>, located: &Located) -> Resul
     Ok(Box::new(checkpoint))
 }
 
-/// The memory plan, refused if it exceeds what may be used.
+/// The memory plan on the CPU, refused if it exceeds what may be used.
 pub(super) fn plan_memory(
     args: &ModelArgs,
     located: &Located,
     policy: &PolicyConfig,
     limits: SessionLimits,
 ) -> Result<MemoryPlan> {
+    policy.check_host()?;
+    plan_memory_on(&Cpu, args, located, policy, limits, available_bytes())
+}
+
+/// The memory plan on `device`, refused if it exceeds what may be used there.
+pub(super) fn plan_memory_on<E: Engine>(
+    device: &E,
+    args: &ModelArgs,
+    located: &Located,
+    policy: &PolicyConfig,
+    limits: SessionLimits,
+    available: Option<usize>,
+) -> Result<MemoryPlan> {
     rope::check_extension(&located.config, policy)?;
-    let plan = MemoryPlan::new(&Cpu, &located.config, policy, limits);
-    if let Some(available) = args.max_memory.or_else(available_bytes) {
-        plan.check(
-            &Cpu,
-            &located.files.reference,
-            &located.config,
-            policy,
-            limits,
-            available,
-        )?;
+    let plan = MemoryPlan::new(device, &located.config, policy, limits);
+    if let Some(available) = args.max_memory.or(available) {
+        let model = &located.files.reference;
+        plan.check(device, model, &located.config, policy, limits, available)?;
     }
     Ok(plan)
 }
 
-/// Brings the weights into memory, with a progress bar.
+/// Brings the weights into memory of the CPU, with a progress bar.
 pub(super) fn load(located: &Located, source: &dyn TensorSource, context: &Context) -> Result<Decoder<Cpu>> {
-    let backend = Cpu;
+    load_on(Cpu, located, source, context)
+}
+
+/// Brings the weights into memory of `device`, with a progress bar.
+pub(super) fn load_on<D: Device>(
+    device: D,
+    located: &Located,
+    source: &dyn TensorSource,
+    context: &Context,
+) -> Result<Decoder<D>> {
     let elements: usize = tensor_specs(&located.config).iter().map(|s| s.rows() * s.cols()).sum();
     let bar = context.printer.progress(elements as u64, "loading weights");
-    let weights = ModelWeights::load(&backend, &located.config, source, &mut |done| bar.advance(done))?;
+    let weights = ModelWeights::load(&device, &located.config, source, &mut |done| bar.advance(done))?;
+    device.status()?;
     context.printer.detail(&format!(
         "{:.1} M parameters on the {} backend, {} threads",
         elements as f64 / 1e6,
-        backend.name(),
+        device.name(),
         rayon::current_num_threads()
     ));
     Ok(Decoder {
         config: located.config.clone(),
         weights,
-        backend,
+        backend: device,
     })
 }

@@ -3,7 +3,9 @@
 pub mod arguments;
 mod baseline_arguments;
 mod bench;
+mod device;
 mod doctor;
+mod icn_probe;
 mod infer;
 mod loading;
 mod or_auto;
@@ -42,6 +44,8 @@ enum Command {
     Infer(Box<infer::InferArgs>),
     /// Measure speed and memory on this machine
     Bench(Box<bench::BenchArgs>),
+    /// Probe the vocabulary keys: clusters, spurious neighbours, in-context navigation (arXiv 2410.02284)
+    IcnProbe(Box<icn_probe::IcnProbeArgs>),
     /// Train language models that differ in their attention (MHA, MDHA, RMHA, RCMHA), and compare them
     RcmhaTrain(Box<rcmha_train::RcmhaTrainArgs>),
     /// Set results of runs beside each other, and beside what a paper prints
@@ -112,6 +116,7 @@ fn run(command: Command, context: &Context) -> Result<Outcome> {
     match command {
         Command::Infer(args) => infer::run(&args, context),
         Command::Bench(args) => bench::run(&args, context),
+        Command::IcnProbe(args) => icn_probe::run(&args, context),
         Command::RcmhaTrain(args) => rcmha_train::run(&args, context),
         Command::Report(args) => report::run(&args, context),
         Command::Tokenize(args) => tokenize::run(&args, context),

@@ -40,7 +40,7 @@ struct PaperArgs {
 
 #[derive(Debug, Args)]
 struct CompareArgs {
-    /// Directories that `--output` of other commands wrote, or their report.json
+    /// Directories that `--output` of other commands wrote, their report.json, or a file of scripts/peers.py
     #[arg(required = true, value_name = "DIR")]
     runs: Vec<PathBuf>,
     /// The paper whose cells stand beside the scores
@@ -73,7 +73,7 @@ fn compared(args: &CompareArgs, context: &Context) -> Result<Vec<Table>> {
     let paper = paper(&args.paper)?;
     let chosen = paper.select(args.table)?;
     let runs: Vec<Run> = args.runs.iter().map(|path| Run::load(path)).collect::<Result<_>>()?;
-    for run in runs.iter().filter(|run| run.report.interrupted) {
+    for run in runs.iter().filter(|run| run.interrupted) {
         context
             .printer
             .warning(&format!("`{}` was interrupted: its results are partial", run.name));

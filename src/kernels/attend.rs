@@ -1,6 +1,6 @@
 //! Operands of attention: which tokens, placed where.
 
-use super::{AttentionShape, Backend, Pages, RopeTable};
+use super::{AttentionShape, Device, Pages, RopeTable};
 use std::ops::Range;
 
 /// The tokens a chunk attends to, in ascending order; the chunk itself is the last C of them.
@@ -74,8 +74,8 @@ pub enum Part {
     Far,
 }
 
-/// Operands of [`Backend::attend`].
-pub struct Attend<'a, B: Backend + ?Sized> {
+/// Operands of [`super::Backend::attend`].
+pub struct Attend<'a, B: Device> {
     /// H, Hkv, D.
     pub shape: AttentionShape,
     /// `[C, H, D]`, already rotated at `first_query_position + i`.
@@ -100,6 +100,50 @@ pub struct Attend<'a, B: Backend + ?Sized> {
     pub rope: &'a RopeTable,
 }
 
+/// Operands of [`Backend::attend_rows`]: rows of several texts, each with tokens of its own in one store.
+pub struct AttendRows<'a, B: Device> {
+    /// H, Hkv, D.
+    pub shape: AttentionShape,
+    /// Fused rows `[rows, (H + 2 Hkv) D]`; their queries are not rotated yet.
+    pub qkv: &'a B::Buffer,
+    /// For each row the stored tokens of its text in order, the row's own token last. Key `j` is at position `j`, the
+    /// query at that of the last.
+    pub lists: &'a [Vec<u32>],
+    /// Un-rotated keys.
+    pub keys: Pages<'a, B>,
+    /// Values.
+    pub values: Pages<'a, B>,
+    /// A key is visible only if its position is less than this far behind the query's (Mistral).
+    pub window: Option<usize>,
+    /// Rotation angles.
+    pub rope: &'a RopeTable,
+}
+
+impl<'a, B: Device> AttendRows<'a, B> {
+    /// Row `row` alone, its query given as `[1, H, D]`, rotated.
+    pub fn one(&self, row: usize, queries: &'a B::Buffer) -> Attend<'a, B> {
+        let list = &self.lists[row];
+        Attend {
+            shape: self.shape,
+            queries,
+            far_queries: None,
+            rows: 1,
+            keys: self.keys,
+            values: self.values,
+            tokens: TokenList::Listed(list),
+            positions: Positions::Packed,
+            first_query_position: list.len() - 1,
+            window: self.window,
+            rope: self.rope,
+        }
+    }
+
+    /// The position of each row's query.
+    pub fn query_positions(&self) -> Vec<u32> {
+        self.lists.iter().map(|list| list.len() as u32 - 1).collect()
+    }
+}
+
 impl Positions {
     /// Position of a query whose place in the text is `place`, in `part`.
     #[inline(always)]
@@ -111,7 +155,7 @@ impl Positions {
     }
 }
 
-impl<B: Backend + ?Sized> Attend<'_, B> {
+impl<B: Device> Attend<'_, B> {
     /// The rotations that have keys.
     pub fn parts(&self) -> &'static [Part] {
         match self.positions {

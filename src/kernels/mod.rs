@@ -1,8 +1,9 @@
 //! Numerical primitives, each in a plain reference form and in fast forms.
 //!
-//! [`Backend`] lists what the decoder and the selection policies need. [`reference::Reference`] is the truth: one loop
-//! per formula, f32, one thread. [`cpu::Cpu`] is the fast CPU form (all cores, SIMD chosen at run time). One test body
-//! (`tests` below) runs both on the same random inputs.
+//! [`Device`] lists what the layers of a decoder need, [`Backend`] what selection policies and attention need on host
+//! memory. [`reference::Reference`] is the truth: one loop per formula, f32, one thread. [`cpu::Cpu`] is the fast CPU form
+//! (all cores, SIMD chosen at run time). One test body (`tests` below) runs both on the same random inputs.
+//! [`cuda::Cuda`] is a device with its own selection and attention, checked against the reference where it is timed.
 //!
 //! The three steps of `TokenSelect` are three separate primitives: [`Backend::score`] (query-key products of the
 //! candidates), [`Backend::soft_vote`] with its two rivals and [`Backend::top_k`] (select), and [`Backend::attend`]
@@ -12,11 +13,13 @@
 
 mod attend;
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use attend::{Attend, Part, Positions, TokenList};
+use crate::error::Result;
+pub use attend::{Attend, AttendRows, Part, Positions, TokenList};
 
 /// Head counts and head dimension of one attention layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -84,19 +87,19 @@ impl PageTable {
 }
 
 /// The stored keys or values of one layer: pages of `[Hkv, PAGE_TOKENS, D]`, and the table that finds them.
-pub struct Pages<'a, B: Backend + ?Sized> {
+pub struct Pages<'a, B: Device> {
     /// Physical pages.
     pub pages: &'a [B::Buffer],
     /// Logical to physical.
     pub table: &'a PageTable,
 }
 
-impl<B: Backend + ?Sized> Clone for Pages<'_, B> {
+impl<B: Device> Clone for Pages<'_, B> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<B: Backend + ?Sized> Copy for Pages<'_, B> {}
+impl<B: Device> Copy for Pages<'_, B> {}
 
 /// Cosines and sines of the rotary embedding, f32, one row of D/2 per position; an attention factor (`YaRN`) is already
 /// multiplied in. Pair `d` is elements `d` and `d + D/2` of a head.
@@ -155,7 +158,7 @@ pub enum ScoreDtype {
 }
 
 /// Operands of [`Backend::score`].
-pub struct ScoreArgs<'a, B: Backend + ?Sized> {
+pub struct ScoreArgs<'a, B: Device> {
     /// H, Hkv, D.
     pub shape: AttentionShape,
     /// `[U, H, D]`: U selection queries, rotated and averaged.
@@ -230,33 +233,62 @@ pub enum QkvPart {
 /// Supplies row `index` of a weight matrix as f32.
 pub type RowSource<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
 
-/// The primitives of the decoder and the policies, on one device.
-pub trait Backend: Send + Sync + 'static {
-    /// Activations, f32.
+/// What the layers of a decoder need besides attention, on one device: buffers, weights, projections, norms.
+///
+/// Work may be queued: a device that computes by itself keeps its first failure for [`Device::status`].
+pub trait Device: Send + Sync + Sized + 'static {
+    /// Activations.
     type Buffer: Send + Sync;
-    /// A weight matrix `[out, in]` in the layout that this backend multiplies fastest.
+    /// A weight matrix `[out, in]` in the layout that this device multiplies fastest.
     type Matrix: Send + Sync;
+    /// Token ids where the device reads them.
+    type Ids: Send;
+    /// A queue of work that can be repeated; empty at first.
+    type Recording: Default + Send;
 
     /// Name for reports.
     fn name(&self) -> &'static str;
+    /// The first failure of queued work so far.
+    fn status(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Bytes of one element of an activation.
+    fn element_bytes(&self) -> usize {
+        size_of::<f32>()
+    }
 
     /// A buffer of `len` zeros.
     fn zeros(&self, len: usize) -> Self::Buffer;
+    /// A buffer of `len` zeros in single precision, whatever activations are: residual stream, logits.
+    fn zeros_f32(&self, len: usize) -> Self::Buffer {
+        self.zeros(len)
+    }
     /// Copies host data to the device.
     fn upload(&self, data: &[f32]) -> Self::Buffer;
-    /// Copies device data to the host.
+    /// Copies device data to the host; waits for queued work.
     fn download<'a>(&self, buffer: &'a Self::Buffer) -> std::borrow::Cow<'a, [f32]>;
     /// Builds a weight matrix of `rows` by `cols` from its rows.
     fn matrix(&self, rows: usize, cols: usize, source: &RowSource<'_>) -> Self::Matrix;
-    /// Bytes that [`Backend::matrix`] allocates.
+    /// Bytes that [`Device::matrix`] allocates.
     fn matrix_bytes(&self, rows: usize, cols: usize) -> usize;
-    /// Bytes of working memory of [`Backend::linear`] and [`Backend::attend`], for chunks of `rows` rows and matrices
-    /// of at most `width` inputs.
+    /// Bytes of working memory of [`Device::linear`] and of attention, for chunks of `rows` rows and matrices of at most
+    /// `width` inputs.
     fn working_bytes(&self, rows: usize, width: usize, shape: &AttentionShape) -> usize;
+    /// Room for `len` ids.
+    fn ids(&self, len: usize) -> Self::Ids;
+    /// Puts `ids` at the start of `out`.
+    fn set_ids(&self, ids: &[u32], out: &mut Self::Ids);
 
-    /// `out[i] = table[ids[i]]`, out `[ids, cols]`.
-    fn embed(&self, table: &Self::Matrix, ids: &[u32], out: &mut Self::Buffer);
-    /// `out[i] = w x[i] + bias`, or `out[i] += ..` if `accumulate`. x `[rows, in]`, out `[rows, out]`.
+    /// Runs `body`. A device that can repeat queued work records it in an empty `recording` and afterwards repeats that
+    /// without running `body`: it must queue the same work every time, on the same buffers.
+    fn recorded(&self, _recording: &mut Self::Recording, body: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        body()
+    }
+
+    /// `out[i] = table[ids[i]]` for the first `rows` ids, out `[rows, cols]` in single precision.
+    fn embed(&self, table: &Self::Matrix, ids: &Self::Ids, rows: usize, out: &mut Self::Buffer);
+    /// `out[i] = w x[i] + bias`, or `out[i] += ..` if `accumulate`. x `[rows, in]`, out `[rows, out]`; what is added to is in
+    /// single precision.
     fn linear(
         &self,
         x: &Self::Buffer,
@@ -266,7 +298,7 @@ pub trait Backend: Send + Sync + 'static {
         accumulate: bool,
         out: &mut Self::Buffer,
     );
-    /// `out[i] = x[rows.start + i] / rms(..) * weight`, rows of `weight.len()`.
+    /// `out[i] = x[rows.start + i] / rms(..) * weight`, rows of `weight.len()`; x in single precision.
     fn rms_norm(
         &self,
         x: &Self::Buffer,
@@ -287,6 +319,72 @@ pub trait Backend: Send + Sync + 'static {
     );
     /// `out[i] = silu(gate[i]) * up[i]` of fused rows `[gate, up]`; out `[rows, width]`.
     fn silu_mul(&self, gate_up: &Self::Buffer, rows: usize, width: usize, out: &mut Self::Buffer);
+
+    /// `out = w rms_norm(x) + bias` for the first `rows` rows of x. `normed` is room for the norm.
+    fn norm_linear(
+        &self,
+        x: &Self::Buffer,
+        norm: &Norm<'_, Self>,
+        rows: usize,
+        w: &Self::Matrix,
+        bias: Option<&Self::Buffer>,
+        normed: &mut Self::Buffer,
+        out: &mut Self::Buffer,
+    ) {
+        self.rms_norm(x, norm.weight, norm.eps, 0..rows, normed);
+        self.linear(normed, rows, w, bias, false, out);
+    }
+
+    /// The first half of a gated feed-forward layer: `out = silu(gate) * up` with `[gate, up] = w rms_norm(x) + bias`, rows of
+    /// `width`. `normed` and `gate_up` are room for what lies between.
+    fn norm_linear_silu_mul(
+        &self,
+        x: &Self::Buffer,
+        norm: &Norm<'_, Self>,
+        rows: usize,
+        w: &Self::Matrix,
+        bias: Option<&Self::Buffer>,
+        width: usize,
+        normed: &mut Self::Buffer,
+        gate_up: &mut Self::Buffer,
+        out: &mut Self::Buffer,
+    ) {
+        self.norm_linear(x, norm, rows, w, bias, normed, gate_up);
+        self.silu_mul(gate_up, rows, width, out);
+    }
+
+    /// The id of the largest logit of the last [`Device::norm_logits`] of one row: ties go to the lower id. `None` where the
+    /// device does not look for it or a logit is NaN or infinite.
+    fn best_id(&self) -> Option<u32> {
+        None
+    }
+
+    /// Logits `[rows, V]` in single precision: `w rms_norm(x)` of the given rows of x.
+    fn norm_logits(
+        &self,
+        x: &Self::Buffer,
+        norm: &Norm<'_, Self>,
+        rows: std::ops::Range<usize>,
+        w: &Self::Matrix,
+        normed: &mut Self::Buffer,
+        out: &mut Self::Buffer,
+    ) {
+        let count = rows.len();
+        self.rms_norm(x, norm.weight, norm.eps, rows, normed);
+        self.linear(normed, count, w, None, false, out);
+    }
+}
+
+/// Weight and constant of an RMS norm.
+pub struct Norm<'a, D: Device> {
+    /// `[width]`.
+    pub weight: &'a D::Buffer,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// The steps of selection and attention on host memory, which the policies of [`crate::selection`] are written against.
+pub trait Backend: Device {
     /// Takes the queries of the given fused rows and rotates row `i` at `first_position + i` (`i` counted from the first
     /// row of the buffer, not of the range); out `[range, H, D]`.
     fn rotate_queries(
@@ -335,6 +433,22 @@ pub trait Backend: Send + Sync + 'static {
     fn top_k(&self, votes: &[f32], k: usize, selected: &mut Vec<u32>);
     /// Attention (softmax(q k / sqrt(D)) v) of every chunk row over the listed tokens; out `[C, H, D]`.
     fn attend(&self, args: &Attend<'_, Self>, out: &mut Self::Buffer);
+    /// Attention of every row over a list of its own; out `[rows, H, D]`. This form goes row by row through the host; a
+    /// backend where that matters has a better one.
+    fn attend_rows(&self, args: &AttendRows<'_, Self>, out: &mut Self::Buffer)
+    where
+        Self: Sized,
+    {
+        let width = args.shape.query_width();
+        let (mut query, mut attended) = (self.zeros(width), self.zeros(width));
+        let mut all = self.download(out).into_owned();
+        for (row, &position) in args.query_positions().iter().enumerate() {
+            self.rotate_queries_at(args.qkv, row..row + 1, &args.shape, args.rope, &[position], &mut query);
+            self.attend(&args.one(row, &query), &mut attended);
+            all[row * width..(row + 1) * width].copy_from_slice(&self.download(&attended)[..width]);
+        }
+        *out = self.upload(&all);
+    }
     /// How much attention each listed token gets: `mass[h * n + j]` is the sum over the chunk's rows of the softmax weight
     /// that query head h gives to entry j of its list of n. Values are not read. With grouped positions the softmax runs
     /// over all visible keys, but only weights of [`Part::Near`] are added.

@@ -1,8 +1,8 @@
 //! The truth: every primitive as one plain loop, f32, one thread. Slow on purpose; read it beside the papers.
 
 use super::{
-    Attend, AttentionShape, Backend, PAGE_TOKENS, PageTable, Pages, Part, QkvPart, RopeTable, RowSource, ScoreArgs,
-    ScoreDtype, Scores, order_key, round_bf16,
+    Attend, AttentionShape, Backend, Device, PAGE_TOKENS, PageTable, Pages, Part, QkvPart, RopeTable, RowSource,
+    ScoreArgs, ScoreDtype, Scores, order_key, round_bf16,
 };
 use std::borrow::Cow;
 use std::ops::Range;
@@ -53,9 +53,11 @@ fn normalise(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     }
 }
 
-impl Backend for Reference {
+impl Device for Reference {
     type Buffer = Vec<f32>;
     type Matrix = RowMajor;
+    type Ids = Vec<u32>;
+    type Recording = ();
 
     fn name(&self) -> &'static str {
         "reference"
@@ -89,8 +91,16 @@ impl Backend for Reference {
         0
     }
 
-    fn embed(&self, table: &RowMajor, ids: &[u32], out: &mut Vec<f32>) {
-        for (row, &id) in out.chunks_exact_mut(table.cols).zip(ids) {
+    fn ids(&self, len: usize) -> Vec<u32> {
+        vec![0; len]
+    }
+
+    fn set_ids(&self, ids: &[u32], out: &mut Vec<u32>) {
+        out[..ids.len()].copy_from_slice(ids);
+    }
+
+    fn embed(&self, table: &RowMajor, ids: &Vec<u32>, rows: usize, out: &mut Vec<f32>) {
+        for (row, &id) in out.chunks_exact_mut(table.cols).zip(&ids[..rows]) {
             row.copy_from_slice(&table.data[id as usize * table.cols..][..table.cols]);
         }
     }
@@ -153,7 +163,9 @@ impl Backend for Reference {
             }
         }
     }
+}
 
+impl Backend for Reference {
     fn rotate_queries(
         &self,
         qkv: &Vec<f32>,

@@ -145,8 +145,8 @@ proptest! {
         // Buffers are made for the largest chunk: rows beyond the ids stay as they are.
         let ids: Vec<u32> = (0..rows).map(|_| rng.random_range(0..outputs as u32)).collect();
         let (mut got, mut want) = (vec![7.0; (rows + 3) * cols], vec![7.0; (rows + 3) * cols]);
-        Cpu.embed(&Cpu.matrix(outputs, cols, &source), &ids, &mut got);
-        Reference.embed(&Reference.matrix(outputs, cols, &source), &ids, &mut want);
+        Cpu.embed(&Cpu.matrix(outputs, cols, &source), &ids, ids.len(), &mut got);
+        Reference.embed(&Reference.matrix(outputs, cols, &source), &ids, ids.len(), &mut want);
         prop_assert_eq!(got, want);
     }
 
@@ -241,6 +241,36 @@ proptest! {
                 prop_assert!((total - rows as f32).abs() < 1e-3 * rows as f32, "{} for {} rows", total, rows);
             }
         }
+    }
+
+    #[test]
+    fn rows_with_lists_of_their_own_equal_reference(
+        seed: u64, shape in shapes(), n in 2usize..900, rows in 1usize..12, window in prop::option::of(1usize..300),
+    ) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let c = cache(&mut rng, n, &shape);
+        let rope = rope(n, shape.head_dim);
+        let qkv = random(&mut rng, rows * shape.qkv_width());
+        // A shared prefix of any length, then tokens of the row's own.
+        let prefix = rng.random_range(0..n);
+        let mut list = || {
+            let mut list: Vec<u32> = (0..prefix as u32).collect();
+            list.extend((prefix as u32..n as u32).filter(|_| rng.random_bool(0.3)));
+            if list.is_empty() {
+                list.push(0);
+            }
+            list
+        };
+        let lists: Vec<Vec<u32>> = (0..rows).map(|_| list()).collect();
+        let args = AttendRows { shape, qkv: &qkv, lists: &lists, keys: c.keys(), values: c.values(), window, rope: &rope };
+        let mut got = vec![f32::NAN; (rows + 2) * shape.query_width()];
+        Cpu.attend_rows(&args, &mut got);
+        let args = AttendRows { shape, qkv: &qkv, lists: &lists, keys: c.keys(), values: c.values(), window, rope: &rope };
+        let mut want = vec![f32::NAN; (rows + 2) * shape.query_width()];
+        Reference.attend_rows(&args, &mut want);
+        let used = rows * shape.query_width();
+        close(&got[..used], &want[..used], n);
+        prop_assert!(got[used..].iter().chain(&want[used..]).all(|x| x.is_nan()));
     }
 
     #[test]

@@ -1,26 +1,24 @@
-//! The one forward pass: a decoder of any supported family, on any backend, under any selection policy.
+//! The one forward pass: a decoder of any supported family, on any device, under any selection policy.
 
 use super::config::ModelConfig;
-use super::rope;
+use super::context::{AttentionContext, Chunk, Engine};
 use super::weights::{LayerWeights, ModelWeights};
-use crate::attention::{self, Diagnosis};
+use crate::attention::Diagnosis;
 use crate::error::{Error, Result};
-use crate::kernels::{Backend, QkvPart, RopeTable};
-use crate::kv_cache::KvCache;
-use crate::selection::{
-    CacheOutcome, Phase, PolicyConfig, QueryView, RopeExtension, RotatedQueries, Selection, SelectionPolicy,
-};
+use crate::kernels::cuda::Cuda;
+use crate::kernels::{Backend, Device, Norm, QkvPart};
+use crate::selection::{CacheOutcome, Phase, PolicyConfig, SelectionPolicy, SelectionStatistics};
 use std::ops::Range;
 use std::time::Instant;
 
 /// A model ready to run.
-pub struct Decoder<B: Backend> {
+pub struct Decoder<D: Device> {
     /// Shape and constants.
     pub config: ModelConfig,
     /// Weights.
-    pub weights: ModelWeights<B>,
+    pub weights: ModelWeights<D>,
     /// Where it runs.
-    pub backend: B,
+    pub backend: D,
 }
 
 /// Seconds spent in the parts of forward passes.
@@ -55,6 +53,11 @@ pub struct SessionLimits {
 }
 
 impl SessionLimits {
+    /// Rows of a prefill chunk: no more than the context holds.
+    pub fn rows(&self) -> usize {
+        self.prefill_chunk.min(self.max_context).max(1)
+    }
+
     /// Positions that the rotary table must cover under `policy`.
     pub fn positions<B: Backend>(&self, policy: &dyn SelectionPolicy<B>) -> usize {
         let needed = policy.positions_needed(self.max_context, self.prefill_chunk);
@@ -66,86 +69,74 @@ impl SessionLimits {
     }
 }
 
-/// One text in progress: KV cache, policy, and the buffers of a forward pass.
-pub struct Session<'m, B: Backend> {
-    decoder: &'m Decoder<B>,
-    cache: KvCache<B>,
-    policy: Box<dyn SelectionPolicy<B>>,
-    rope: RopeTable,
-    rope_extension: Option<RopeExtension>,
+/// One text in progress: its context, and the buffers of a forward pass.
+pub struct Session<'m, E: Engine> {
+    decoder: &'m Decoder<E>,
+    context: E::Context,
     limits: SessionLimits,
-    hidden: B::Buffer,
-    normed: B::Buffer,
-    qkv: B::Buffer,
-    attended: B::Buffer,
-    gate_up: B::Buffer,
-    activated: B::Buffer,
-    logits: B::Buffer,
+    rows: usize,
+    ids: E::Ids,
+    hidden: E::Buffer,
+    normed: E::Buffer,
+    qkv: E::Buffer,
+    attended: E::Buffer,
+    gate_up: E::Buffer,
+    activated: E::Buffer,
+    logits: E::Buffer,
     logits_rows: usize,
-    rotated: RotatedQueries<B>,
-    selection: Selection,
+    /// The rows whose logits `logits` holds.
+    logits_of: Option<Range<usize>>,
+    /// A decode step, from ids to logits.
+    step: E::Recording,
     times: [ForwardTimes; 2],
-    diagnosis: Diagnosis,
-    trace: Option<Vec<LayerTrace>>,
 }
 
-/// Bytes of the buffers of a [`Session`] for chunks of `rows` rows, without KV cache, policy and rotary table.
-pub fn activation_bytes(config: &ModelConfig, rows: usize) -> usize {
-    let per_row = 2 * config.hidden_size
+/// Bytes of the buffers of a [`Session`] for forward passes of `rows` rows, without its context.
+pub fn activation_bytes<D: Device>(device: &D, config: &ModelConfig, rows: usize) -> usize {
+    let per_row = config.hidden_size
         + config.attention.qkv_width()
-        + 2 * config.attention.query_width()
+        + config.attention.query_width()
         + 3 * config.intermediate_size;
-    (rows * per_row + config.vocab_size) * size_of::<f32>()
+    rows * (per_row * device.element_bytes() + config.hidden_size * size_of::<f32>())
+        + config.vocab_size * size_of::<f32>()
 }
 
-/// The rotary table of a session under `policy`.
-fn extended_table<B: Backend>(
-    config: &ModelConfig,
-    policy: &dyn SelectionPolicy<B>,
-    limits: SessionLimits,
-) -> RopeTable {
-    let extended = rope::extended(config, policy.rope_extension(), limits.max_context);
-    rope::table(&extended, limits.positions(policy))
-}
-
-impl<'m, B: Backend> Session<'m, B> {
+impl<'m, E: Engine> Session<'m, E> {
     /// An empty text under `policy`.
-    pub fn new(decoder: &'m Decoder<B>, policy: &PolicyConfig, limits: SessionLimits) -> Self {
-        let (config, backend) = (&decoder.config, &decoder.backend);
-        let rows = limits.prefill_chunk.min(limits.max_context).max(1);
-        let built = policy.build(config.layers);
+    pub fn new(decoder: &'m Decoder<E>, policy: &PolicyConfig, limits: SessionLimits) -> Result<Self> {
+        let (config, device) = (&decoder.config, &decoder.backend);
+        let rows = E::Context::rows_at_once(limits);
         let shape = config.attention;
-        Self {
-            cache: KvCache::new(config.layers, shape, limits.max_context),
-            rope: extended_table(config, built.as_ref(), limits),
-            rope_extension: built.rope_extension(),
-            policy: built,
+        let session = Self {
+            context: E::Context::new(device, config, policy, limits)?,
             limits,
-            hidden: backend.zeros(rows * config.hidden_size),
-            normed: backend.zeros(rows * config.hidden_size),
-            qkv: backend.zeros(rows * shape.qkv_width()),
-            attended: backend.zeros(rows * shape.query_width()),
-            gate_up: backend.zeros(rows * 2 * config.intermediate_size),
-            activated: backend.zeros(rows * config.intermediate_size),
-            logits: backend.zeros(config.vocab_size),
+            rows,
+            ids: device.ids(rows),
+            hidden: device.zeros_f32(rows * config.hidden_size),
+            normed: device.zeros(rows * config.hidden_size),
+            qkv: device.zeros(rows * shape.qkv_width()),
+            attended: device.zeros(rows * shape.query_width()),
+            gate_up: device.zeros(rows * 2 * config.intermediate_size),
+            activated: device.zeros(rows * config.intermediate_size),
+            logits: device.zeros_f32(config.vocab_size),
             logits_rows: 1,
-            rotated: RotatedQueries::new(backend, rows, &shape),
-            selection: Selection::default(),
+            logits_of: None,
+            step: E::Recording::default(),
             times: [ForwardTimes::default(); 2],
-            diagnosis: Diagnosis::default(),
-            trace: None,
             decoder,
-        }
+        };
+        device.status()?;
+        Ok(session)
     }
 
     /// The model it runs.
-    pub fn decoder(&self) -> &'m Decoder<B> {
+    pub fn decoder(&self) -> &'m Decoder<E> {
         self.decoder
     }
 
     /// N: tokens stored so far.
     pub fn stored(&self) -> usize {
-        self.cache.len()
+        self.context.stored()
     }
 
     /// Tokens the context may hold.
@@ -154,76 +145,60 @@ impl<'m, B: Backend> Session<'m, B> {
     }
 
     /// The policy's counts over the current text.
-    pub fn policy(&self) -> &dyn SelectionPolicy<B> {
-        self.policy.as_ref()
+    pub fn statistics(&self) -> SelectionStatistics {
+        self.context.statistics()
     }
 
-    /// Recall and attention mass collected so far; empty unless the limits ask for it.
-    pub fn diagnosis(&self) -> &Diagnosis {
-        &self.diagnosis
-    }
-
-    /// Seconds spent in `phase`, summed over calls.
+    /// Seconds spent in `phase`, summed over calls. On a device that queues its work these are those of the host.
     pub fn times(&self, phase: Phase) -> ForwardTimes {
         self.times[phase as usize]
     }
 
+    /// Recall and attention mass collected so far: empty unless the limits ask for it, `None` on a GPU.
+    pub fn diagnosis(&self) -> Option<&Diagnosis> {
+        self.context.diagnosis()
+    }
+
     /// Keeps what every layer selects, for [`Session::take_trace`].
     pub fn keep_trace(&mut self) {
-        self.trace = Some(Vec::new());
+        self.context.keep_trace();
     }
 
     /// What each layer selected in the last forward pass; `None` unless [`Session::keep_trace`] was called.
     pub fn take_trace(&mut self) -> Option<Vec<LayerTrace>> {
-        self.trace.as_mut().map(std::mem::take)
+        self.context.take_trace()
     }
 
     /// Forgets the text; memory is kept.
     pub fn reset(&mut self) {
-        self.cache.truncate(0);
-        self.policy.reset();
+        self.context.reset();
         self.times = [ForwardTimes::default(); 2];
-        self.diagnosis = Diagnosis::default();
     }
 
     /// Goes back to the first `len` tokens. The policy keeps its memory: for benches that repeat one step.
     pub fn truncate(&mut self, len: usize) {
-        self.cache.truncate(len);
+        self.context.truncate(len);
     }
 
-    /// Goes on under `policy`, which brings its own memory; the stored text stays, and the earlier policy takes the place
-    /// of `policy`. For benches that take turns on one text.
-    pub fn swap_policy(&mut self, policy: &mut Box<dyn SelectionPolicy<B>>) {
-        std::mem::swap(&mut self.policy, policy);
-        let extension = self.policy.rope_extension();
-        if extension != self.rope_extension || self.limits.positions(self.policy.as_ref()) > self.rope.positions() {
-            self.rope = extended_table(&self.decoder.config, self.policy.as_ref(), self.limits);
-            self.rope_extension = extension;
-        }
-    }
-
-    /// Continues the text to `len` tokens with keys and values that no forward pass made; see [`KvCache::fill_random`].
-    /// For benches: a step takes as long as after a real text, but what it answers means nothing.
-    pub fn fill_random(&mut self, len: usize, seed: u64) -> Result<()> {
-        self.cache.fill_random(&self.decoder.backend, len, seed)
-    }
-
-    /// How a prompt of `len` tokens is cut: chunks of the prefill size, the last token by itself if the policy wants it.
+    /// How a prompt of `len` tokens is cut into forward passes; the last token is one by itself if the context wants it.
     pub fn chunks(&self, len: usize) -> Vec<Range<usize>> {
-        let alone = self.policy.last_token_alone() && len > 1;
-        let cut = if alone { len - 1 } else { len };
-        let size = self.limits.prefill_chunk.max(1);
-        let mut chunks: Vec<Range<usize>> = (0..cut).step_by(size).map(|at| at..(at + size).min(cut)).collect();
-        if alone {
+        let apart = self.context.last_token_apart() && len > 1;
+        let cut = if apart { len - 1 } else { len };
+        let mut chunks: Vec<Range<usize>> = (0..cut)
+            .step_by(self.rows)
+            .map(|at| at..(at + self.rows).min(cut))
+            .collect();
+        if apart {
             chunks.push(cut..len);
         }
         chunks
     }
 
-    /// Runs `ids` (one chunk) through all layers and stores their keys and values.
+    /// Runs `ids` (one chunk of [`Session::chunks`], or one generated token) through all layers and stores their keys and
+    /// values. A generated token's logits are made in the same pass.
     pub fn forward(&mut self, ids: &[u32], phase: Phase) -> Result<()> {
         let started = Instant::now();
-        let config = &self.decoder.config;
+        let (config, device) = (&self.decoder.config, &self.decoder.backend);
         if let Some(id) = ids.iter().find(|&&id| id as usize >= config.vocab_size) {
             return Err(Error::user(format!(
                 "token id {id} is outside the model's vocabulary of {} ids",
@@ -231,137 +206,208 @@ impl<'m, B: Backend> Session<'m, B> {
             ))
             .help("use the tokenizer that belongs to the model"));
         }
-        if let Some(trace) = &mut self.trace {
-            trace.clear();
+        self.logits_of = None;
+        self.context.extend(device, ids.len(), phase)?;
+        device.set_ids(ids, &mut self.ids);
+        if phase == Phase::Decode && ids.len() == 1 {
+            let mut step = std::mem::take(&mut self.step);
+            let outcome = device.recorded(&mut step, &mut || {
+                self.context.begin_step(device, &self.ids);
+                self.layers(1, phase)?;
+                self.unembed(0..1);
+                Ok(())
+            });
+            self.step = step;
+            outcome?;
+            self.logits_of = Some(0..1);
+        } else {
+            self.layers(ids.len(), phase)?;
         }
-        self.cache.extend(&self.decoder.backend, ids.len())?;
-        self.decoder
-            .backend
-            .embed(&self.decoder.weights.embedding, ids, &mut self.hidden);
-        for (layer, weights) in self.decoder.weights.layers.iter().enumerate() {
-            self.attention_block(layer, weights, ids.len(), phase)?;
-            self.feed_forward_block(weights, ids.len());
-        }
+        device.status()?;
         self.times[phase as usize].total_s += started.elapsed().as_secs_f64();
         Ok(())
     }
 
-    /// `hidden += output(attend(norm(hidden)))`.
-    fn attention_block(&mut self, layer: usize, w: &LayerWeights<B>, rows: usize, phase: Phase) -> Result<()> {
-        let (config, backend) = (&self.decoder.config, &self.decoder.backend);
-        let (shape, eps) = (config.attention, config.rms_norm_eps);
-        backend.rms_norm(&self.hidden, &w.attention_norm, eps, 0..rows, &mut self.normed);
-        backend.linear(&self.normed, rows, &w.qkv, w.qkv_bias.as_ref(), false, &mut self.qkv);
-        if let Some((query_norm, key_norm)) = &w.head_norms {
-            backend.norm_heads(&mut self.qkv, rows, &shape, QkvPart::Queries, query_norm, eps);
-            backend.norm_heads(&mut self.qkv, rows, &shape, QkvPart::Keys, key_norm, eps);
+    fn layers(&mut self, rows: usize, phase: Phase) -> Result<()> {
+        let (device, weights) = (&self.decoder.backend, &self.decoder.weights);
+        device.embed(&weights.embedding, &self.ids, rows, &mut self.hidden);
+        for (layer, weights) in weights.layers.iter().enumerate() {
+            self.attention_block(layer, weights, rows, phase)?;
+            self.feed_forward_block(weights, rows);
         }
-        self.cache.store(backend, layer, &self.qkv, rows);
-        let query = QueryView {
+        Ok(())
+    }
+
+    /// `hidden += output(attend(norm(hidden)))`.
+    fn attention_block(&mut self, layer: usize, w: &LayerWeights<E>, rows: usize, phase: Phase) -> Result<()> {
+        let (config, device) = (&self.decoder.config, &self.decoder.backend);
+        let (shape, eps) = (config.attention, config.rms_norm_eps);
+        let norm = Norm {
+            weight: &w.attention_norm,
+            eps,
+        };
+        let bias = w.qkv_bias.as_ref();
+        device.norm_linear(&self.hidden, &norm, rows, &w.qkv, bias, &mut self.normed, &mut self.qkv);
+        if let Some((query_norm, key_norm)) = &w.head_norms {
+            device.norm_heads(&mut self.qkv, rows, &shape, QkvPart::Queries, query_norm, eps);
+            device.norm_heads(&mut self.qkv, rows, &shape, QkvPart::Keys, key_norm, eps);
+        }
+        let chunk = Chunk {
             qkv: &self.qkv,
             rows,
             phase,
-            shape,
-            window: config.windows[layer],
-            rope: &self.rope,
         };
-
-        let select_started = Instant::now();
-        self.selection.clear();
-        self.policy
-            .select(backend, layer, &query, &self.cache, &mut self.selection)?;
-        let attend_started = Instant::now();
-        attention::attend(
-            backend,
-            layer,
-            &query,
-            &self.cache,
-            &self.selection,
-            &mut self.rotated,
-            &mut self.attended,
-        );
         let times = &mut self.times[phase as usize];
-        times.select_s += (attend_started - select_started).as_secs_f64();
-        times.attend_s += attend_started.elapsed().as_secs_f64();
-
-        // A chunk's mean query answers for no single row; single rows (decode, last prompt token) can be judged.
-        if self.limits.diagnose && rows == 1 {
-            let measured = attention::measure(
-                backend,
-                layer,
-                &query,
-                &self.cache,
-                &self.selection,
-                self.policy.n_init(),
-            );
-            if let Some(quality) = measured {
-                self.diagnosis.add(layer, quality);
-            }
-        }
-        if let Some(trace) = &mut self.trace {
-            trace.push(LayerTrace {
-                selected: self.selection.selected.take(),
-                cache: self.selection.cache,
-            });
-        }
-        backend.linear(
-            &self.attended,
-            rows,
-            &w.output,
-            w.output_bias.as_ref(),
-            true,
-            &mut self.hidden,
-        );
+        self.context.attend(device, layer, &chunk, times, &mut self.attended)?;
+        let bias = w.output_bias.as_ref();
+        device.linear(&self.attended, rows, &w.output, bias, true, &mut self.hidden);
         Ok(())
     }
 
     /// `hidden += down(silu(gate(norm(hidden))) * up(norm(hidden)))`.
-    fn feed_forward_block(&mut self, w: &LayerWeights<B>, rows: usize) {
-        let (config, backend) = (&self.decoder.config, &self.decoder.backend);
-        backend.rms_norm(
+    fn feed_forward_block(&mut self, w: &LayerWeights<E>, rows: usize) {
+        let (config, device) = (&self.decoder.config, &self.decoder.backend);
+        let norm = Norm {
+            weight: &w.mlp_norm,
+            eps: config.rms_norm_eps,
+        };
+        device.norm_linear_silu_mul(
             &self.hidden,
-            &w.mlp_norm,
-            config.rms_norm_eps,
-            0..rows,
-            &mut self.normed,
-        );
-        backend.linear(
-            &self.normed,
+            &norm,
             rows,
             &w.gate_up,
             w.gate_up_bias.as_ref(),
-            false,
+            config.intermediate_size,
+            &mut self.normed,
             &mut self.gate_up,
+            &mut self.activated,
         );
-        backend.silu_mul(&self.gate_up, rows, config.intermediate_size, &mut self.activated);
-        backend.linear(
-            &self.activated,
+        let bias = w.down_bias.as_ref();
+        device.linear(&self.activated, rows, &w.down, bias, true, &mut self.hidden);
+    }
+
+    /// Final norm and unembedding of some rows of the last forward pass.
+    fn unembed(&mut self, rows: Range<usize>) {
+        let (config, device, w) = (&self.decoder.config, &self.decoder.backend, &self.decoder.weights);
+        let norm = Norm {
+            weight: &w.final_norm,
+            eps: config.rms_norm_eps,
+        };
+        let unembedding = w.unembedding.as_ref().unwrap_or(&w.embedding);
+        device.norm_logits(
+            &self.hidden,
+            &norm,
             rows,
-            &w.down,
-            w.down_bias.as_ref(),
-            true,
-            &mut self.hidden,
+            unembedding,
+            &mut self.normed,
+            &mut self.logits,
         );
     }
 
-    /// Logits `[V]` after row `row` of the last forward pass.
-    pub fn logits(&mut self, row: usize) -> Vec<f32> {
+    /// Logits `[V]` after the last forward pass: of its row `row`.
+    pub fn logits(&mut self, row: usize) -> Result<Vec<f32>> {
         self.logits_of_rows(row..row + 1)
     }
 
+    /// The id of the largest logit of the generated token that was run last, if the device looked for it and no logit is
+    /// NaN or infinite; see [`Device::best_id`].
+    pub fn best_id(&self) -> Option<u32> {
+        self.decoder.backend.best_id()
+    }
+
     /// Logits `[rows, V]` after several rows of the last forward pass. V is large: ask for a block of rows at a time.
-    pub fn logits_of_rows(&mut self, rows: Range<usize>) -> Vec<f32> {
+    pub fn logits_of_rows(&mut self, rows: Range<usize>) -> Result<Vec<f32>> {
+        let (device, count) = (&self.decoder.backend, rows.len());
+        if count > self.logits_rows {
+            // A recorded step writes where it did when it was recorded.
+            self.step = E::Recording::default();
+            self.logits = device.zeros_f32(count * self.decoder.config.vocab_size);
+            self.logits_rows = count;
+            self.logits_of = None;
+        }
+        if self.logits_of.as_ref() != Some(&rows) {
+            self.unembed(rows.clone());
+            self.logits_of = Some(rows);
+        }
+        let mut logits = device.download(&self.logits).into_owned();
+        device.status()?;
+        logits.truncate(count * self.decoder.config.vocab_size);
+        Ok(logits)
+    }
+}
+
+/// What only a text in host memory can show.
+impl<B: Backend> Session<'_, B> {
+    /// The policy in force.
+    pub fn policy(&self) -> &dyn SelectionPolicy<B> {
+        self.context.policy.as_ref()
+    }
+
+    /// Runs one more token of several texts that share stored tokens: row `i` is token `ids[i]` of the text whose stored
+    /// tokens are `lists[i]`, in order; its own is appended to the list. At most as many rows as a prefill chunk has.
+    /// The policy is not asked: every row attends to its whole list.
+    pub fn forward_branches(&mut self, ids: &[u32], lists: &mut [Vec<u32>]) -> Result<()> {
+        if ids.len() != lists.len() || ids.len() > self.rows {
+            return Err(Error::bug(format!(
+                "{} branches with {} lists in a session of {} rows",
+                ids.len(),
+                lists.len(),
+                self.rows
+            )));
+        }
+        for (place, list) in (self.context.stored() as u32..).zip(lists.iter_mut()) {
+            list.push(place);
+        }
+        self.context.branches = Some(lists.to_vec());
+        let outcome = self.forward(ids, Phase::Decode);
+        self.context.branches = None;
+        outcome
+    }
+
+    /// Final hidden states `[rows, hidden]`, normed, after several rows of the last forward pass: what the rows of the
+    /// unembedding are multiplied with.
+    pub fn final_hidden(&mut self, rows: Range<usize>) -> Vec<f32> {
         let (config, backend, w) = (&self.decoder.config, &self.decoder.backend, &self.decoder.weights);
         let count = rows.len();
-        if count > self.logits_rows {
-            self.logits = backend.zeros(count * config.vocab_size);
-            self.logits_rows = count;
-        }
         backend.rms_norm(&self.hidden, &w.final_norm, config.rms_norm_eps, rows, &mut self.normed);
-        let unembedding = w.unembedding.as_ref().unwrap_or(&w.embedding);
-        backend.linear(&self.normed, count, unembedding, None, false, &mut self.logits);
-        let mut logits = backend.download(&self.logits).into_owned();
-        logits.truncate(count * config.vocab_size);
-        logits
+        let mut hidden = backend.download(&self.normed).into_owned();
+        hidden.truncate(count * config.hidden_size);
+        hidden
+    }
+
+    /// Goes on under `policy`, which brings its own memory; the stored text stays, and the earlier policy takes the place
+    /// of `policy`. For benches that take turns on one text.
+    pub fn swap_policy(&mut self, policy: &mut Box<dyn SelectionPolicy<B>>) {
+        self.context.swap_policy(policy);
+    }
+
+    /// Continues the text to `len` tokens with keys and values that no forward pass made; see [`KvCache::fill_random`].
+    /// For benches: a step takes as long as after a real text, but what it answers means nothing.
+    ///
+    /// [`KvCache::fill_random`]: crate::kv_cache::KvCache::fill_random
+    pub fn fill_random(&mut self, len: usize, seed: u64) -> Result<()> {
+        self.context.cache.fill_random(&self.decoder.backend, len, seed)
+    }
+}
+
+/// What only a text on a GPU can do.
+impl Session<'_, Cuda> {
+    /// Continues the text to `len` tokens with random keys and values. For benches: a step takes as long as after a real
+    /// text, but what it answers means nothing.
+    pub fn fill_random_keys(&mut self, len: usize, seed: u64) -> Result<()> {
+        self.context.fill_random(&self.decoder.backend, len, seed)
+    }
+
+    /// Queues `count` more steps after at least one, each from the id that the last one chose; the host waits for none.
+    pub fn queue_steps(&mut self, count: usize) -> Result<()> {
+        let device = &self.decoder.backend;
+        for _ in 0..count {
+            self.context.count_step()?;
+            device.recorded(&mut self.step, &mut || {
+                Err(Error::bug("steps are queued before one was recorded"))
+            })?;
+        }
+        self.logits_of = Some(0..1);
+        Ok(())
     }
 }

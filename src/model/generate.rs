@@ -1,12 +1,12 @@
 //! Prompt in, tokens out: chunked prefill, then one token at a time, until something says stop.
 
+use super::context::Engine;
 use super::decoder::{LayerTrace, Session};
 use super::sampling::Sampler;
 use super::stop::StopStrings;
 use super::stream_decoder::StreamDecoder;
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::kernels::Backend;
 use crate::selection::{CacheOutcome, Phase};
 use std::time::Instant;
 
@@ -151,9 +151,27 @@ impl TextOutput<'_> {
     }
 }
 
+/// The next token: from `logits` if they are on the host, else from those of the last step, which a device that looked for
+/// the largest itself need not send.
+fn next_id<E: Engine>(
+    session: &mut Session<'_, E>,
+    sampler: &mut Sampler,
+    logits: Option<Vec<f32>>,
+    history: &[u32],
+) -> Result<u32> {
+    if logits.is_none()
+        && sampler.is_greedy()
+        && let Some(id) = session.best_id()
+    {
+        return Ok(id);
+    }
+    let mut logits = logits.map_or_else(|| session.logits(0), Ok)?;
+    sampler.sample(&mut logits, history)
+}
+
 /// Generates after the prompt; the session must be empty.
-pub fn generate<B: Backend>(
-    session: &mut Session<'_, B>,
+pub fn generate<E: Engine>(
+    session: &mut Session<'_, E>,
     request: &Request<'_>,
     sampler: &mut Sampler,
     observer: &mut dyn Observer,
@@ -189,7 +207,7 @@ pub fn generate<B: Backend>(
         );
         observer.prefilled(rows);
     }
-    out.prompt_logits = session.logits(rows - 1);
+    out.prompt_logits = session.logits(rows - 1)?;
     out.prefill_s = started.elapsed().as_secs_f64();
     if request.max_new_tokens == 0 {
         return Ok(out);
@@ -207,11 +225,12 @@ pub fn generate<B: Backend>(
         })
         .transpose()?;
     let mut history = request.ids.to_vec();
-    let mut logits = out.prompt_logits.clone();
+    // The prompt's logits are read anyway; a step's only where the device cannot choose by itself.
+    let mut logits = Some(out.prompt_logits.clone());
     let mut step_started = None::<Instant>;
     let mut ended = false;
     loop {
-        let id = sampler.sample(&mut logits, &history)?;
+        let id = next_id(session, sampler, logits.take(), &history)?;
         history.push(id);
         out.ids.push(id);
         match step_started {
@@ -246,7 +265,6 @@ pub fn generate<B: Backend>(
                 .take_trace()
                 .map(|trace| StepRecord::new(session.stored(), 1, trace)),
         );
-        logits = session.logits(0);
     }
     if let Some(mut text) = text {
         if !ended && text.finish(observer)? {

@@ -1,11 +1,12 @@
 //! What a run will need, in bytes per part, before anything is loaded.
 
 use super::config::ModelConfig;
+use super::context::{AttentionContext, Engine};
 use super::decoder::{SessionLimits, activation_bytes};
-use super::{rope, weights};
+use super::weights;
+use crate::bytes::human_bytes;
 use crate::error::{Error, Result};
-use crate::kernels::{Backend, PAGE_TOKENS};
-use crate::kv_cache::KvCache;
+use crate::kernels::PAGE_TOKENS;
 use crate::selection::PolicyConfig;
 
 /// Bytes per part.
@@ -23,20 +24,20 @@ pub struct MemoryPlan {
 
 impl MemoryPlan {
     /// The plan of one session.
-    pub fn new<B: Backend>(backend: &B, config: &ModelConfig, policy: &PolicyConfig, limits: SessionLimits) -> Self {
-        let built = policy.build::<B>(config.layers);
-        let rows = limits.prefill_chunk.min(limits.max_context).max(1);
+    pub fn new<E: Engine>(device: &E, config: &ModelConfig, policy: &PolicyConfig, limits: SessionLimits) -> Self {
+        let rows = E::Context::rows_at_once(limits);
         let width = config
             .intermediate_size
             .max(config.hidden_size)
             .max(config.attention.query_width());
+        let context = E::Context::bytes(device, config, policy, limits);
         Self {
-            weights_bytes: weights::weight_bytes(backend, config),
-            kv_cache_bytes: KvCache::<B>::bytes(config.layers, &config.attention, limits.max_context),
-            prefill_scratch_bytes: activation_bytes(config, rows)
-                + rope::table_bytes(config, limits.positions(built.as_ref()))
-                + backend.working_bytes(rows, width, &config.attention),
-            selection_scratch_bytes: built.scratch_bytes(&config.attention, limits.max_context, rows),
+            weights_bytes: weights::weight_bytes(device, config),
+            kv_cache_bytes: context.kv_cache,
+            prefill_scratch_bytes: activation_bytes(device, config, rows)
+                + context.attention
+                + device.working_bytes(rows, width, &config.attention),
+            selection_scratch_bytes: context.selection,
         }
     }
 
@@ -60,9 +61,9 @@ impl MemoryPlan {
     }
 
     /// Refuses a plan that exceeds `available` bytes, naming the largest context that fits.
-    pub fn check<B: Backend>(
+    pub fn check<E: Engine>(
         &self,
-        backend: &B,
+        device: &E,
         model: &str,
         config: &ModelConfig,
         policy: &PolicyConfig,
@@ -74,7 +75,7 @@ impl MemoryPlan {
         }
         let fits = |max_context: usize| {
             let limits = SessionLimits { max_context, ..limits };
-            Self::new(backend, config, policy, limits).total_bytes() <= available
+            Self::new(device, config, policy, limits).total_bytes() <= available
         };
         let (mut low, mut high) = (0, limits.max_context);
         while low < high {
@@ -104,51 +105,6 @@ impl MemoryPlan {
                 .help(format!("pass `--max-context {context}`"))
         })
     }
-}
-
-/// `1.5 GiB` and the like.
-pub fn human_bytes(bytes: usize) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 {
-        format!("{bytes} B")
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
-    }
-}
-
-/// Reads `24GiB`, `500MB`, `1073741824`.
-pub fn parse_bytes(text: &str) -> std::result::Result<usize, String> {
-    let text = text.trim();
-    let split = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kib" => 1024.0,
-        "m" | "mib" => 1024f64.powi(2),
-        "g" | "gib" => 1024f64.powi(3),
-        "t" | "tib" => 1024f64.powi(4),
-        "kb" => 1e3,
-        "mb" => 1e6,
-        "gb" => 1e9,
-        "tb" => 1e12,
-        _ => {
-            return Err(format!(
-                "`{unit}` is not a unit of memory; use KiB, MiB, GiB, KB, MB or GB"
-            ));
-        }
-    };
-    let number: f64 = number
-        .parse()
-        .map_err(|_| format!("`{text}` is not a size; write for example 24GiB"))?;
-    Ok((number * factor) as usize)
 }
 
 /// Memory that a new process may take: what the kernel calls available, within the control group's limit. `None` where
@@ -214,15 +170,5 @@ mod tests {
             MemoryPlan::new(&Cpu, &config(), &PolicyConfig::Dense, limits).total_bytes()
         };
         assert!(at(context) <= 4 << 30 && at(context + PAGE_TOKENS) > 4 << 30, "{text}");
-    }
-
-    #[test]
-    fn sizes_are_read_and_written() {
-        assert_eq!(parse_bytes("2GiB"), Ok(2 << 30));
-        assert_eq!(parse_bytes("1.5 GB"), Ok(1_500_000_000));
-        assert_eq!(parse_bytes("123"), Ok(123));
-        assert!(parse_bytes("12 parsecs").is_err());
-        assert_eq!(human_bytes(1 << 30), "1.0 GiB");
-        assert_eq!(human_bytes(12), "12 B");
     }
 }

@@ -7,6 +7,7 @@
 pub mod chat_template;
 pub mod checkpoint;
 pub mod config;
+pub mod context;
 pub mod decoder;
 pub mod generate;
 pub mod generation_config;

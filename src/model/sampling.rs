@@ -77,14 +77,24 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler for a validated configuration.
     pub fn new(config: SamplingConfig) -> Result<Self> {
+        Self::in_stream(config, "sampling")
+    }
+
+    /// The same drawing from another stream of the seed: for several texts of one run.
+    pub fn in_stream(config: SamplingConfig, stream: &str) -> Result<Self> {
         config.validate()?;
-        let rng = stream_rng(config.seed, "sampling");
+        let rng = stream_rng(config.seed, stream);
         Ok(Self {
             config,
             rng,
             seen: Vec::new(),
             candidates: Vec::new(),
         })
+    }
+
+    /// Whether it takes the largest logit as it is, whatever came before.
+    pub fn is_greedy(&self) -> bool {
+        self.config.temperature == 0.0 && self.config.repetition_penalty.is_none()
     }
 
     /// The next token. `history` is the whole context (prompt and generated ids), which only the repetition penalty

@@ -3,7 +3,7 @@
 use super::checkpoint::Checkpoint;
 use super::config::{Family, ModelConfig};
 use crate::error::{Error, Result};
-use crate::kernels::Backend;
+use crate::kernels::Device;
 use crate::random::stream_rng;
 use rand::RngCore;
 use std::sync::Mutex;
@@ -110,7 +110,7 @@ impl TensorSource for Checkpoint {
 }
 
 /// One decoder layer. Query, key and value projections are one matrix, gate and up projections another.
-pub struct LayerWeights<B: Backend> {
+pub struct LayerWeights<B: Device> {
     /// RMS norm before attention, `[hidden]`.
     pub attention_norm: B::Buffer,
     /// `[(H + 2 Hkv) D, hidden]`.
@@ -136,7 +136,7 @@ pub struct LayerWeights<B: Backend> {
 }
 
 /// All weights of a decoder.
-pub struct ModelWeights<B: Backend> {
+pub struct ModelWeights<B: Device> {
     /// `[V, hidden]`.
     pub embedding: B::Matrix,
     /// Layers in order.
@@ -161,6 +161,11 @@ pub fn tensor_specs(config: &ModelConfig) -> Vec<TensorSpec> {
     specs.push(final_norm_spec(config));
     specs.extend(unembedding_spec(config));
     specs
+}
+
+/// The tensor whose rows are the keys of the vocabulary: the unembedding, or the embedding that serves as one.
+pub fn key_tensor(config: &ModelConfig) -> TensorSpec {
+    unembedding_spec(config).unwrap_or_else(|| embedding_spec(config))
 }
 
 fn embedding_spec(config: &ModelConfig) -> TensorSpec {
@@ -251,7 +256,7 @@ impl LayerSpecs {
 }
 
 /// Bytes that the weights of `config` take on `backend`.
-pub fn weight_bytes<B: Backend>(backend: &B, config: &ModelConfig) -> usize {
+pub fn weight_bytes<B: Device>(backend: &B, config: &ModelConfig) -> usize {
     let matrix = |specs: &[TensorSpec]| {
         backend.matrix_bytes(
             specs.iter().map(TensorSpec::rows).sum(),
@@ -275,13 +280,13 @@ fn all_finite(row: &[f32]) -> bool {
     row.iter().fold(0, |largest, v| largest.max(v.to_bits() & EXPONENT)) != EXPONENT
 }
 
-struct Loader<'a, B: Backend> {
+struct Loader<'a, B: Device> {
     backend: &'a B,
     source: &'a dyn TensorSource,
     loaded: &'a mut dyn FnMut(u64),
 }
 
-impl<B: Backend> Loader<'_, B> {
+impl<B: Device> Loader<'_, B> {
     /// One matrix of the stacked rows of `specs`.
     fn matrix(&mut self, specs: &[TensorSpec]) -> Result<B::Matrix> {
         let opened = specs
@@ -358,7 +363,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 }
 
-impl<B: Backend> ModelWeights<B> {
+impl<B: Device> ModelWeights<B> {
     /// Loads every tensor of `config` from `source`; `loaded` is told the elements done, for a progress bar.
     pub fn load(
         backend: &B,

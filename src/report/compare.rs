@@ -1,7 +1,8 @@
 //! Reports of several runs beside each other, and beside what a paper prints.
 
 use super::paper_table::{Paper, PaperColumn, PaperRow, PaperTable};
-use super::{Cell, Column, Report, Table, json};
+use super::speed::{self, Peers, SpeedRow};
+use super::{Aggregate, Cell, Column, Report, Table, json};
 use crate::error::Result;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -18,9 +19,12 @@ const NORMAL_95: f64 = 1.959_963_984_540_054;
 pub struct Run {
     /// Its directory as typed.
     pub name: String,
-    /// What it found.
-    pub report: Report,
+    /// Whether it was stopped before its end.
+    pub interrupted: bool,
+    config: Map<String, Value>,
+    aggregates: Vec<Aggregate>,
     cells: Vec<Measured>,
+    speeds: Vec<SpeedRow>,
 }
 
 /// A score of one task, length and variant.
@@ -73,9 +77,26 @@ impl fmt::Display for Verdict {
 }
 
 impl Run {
-    /// Reads the report in a run directory.
+    /// Reads the report in a run directory, or the times of other libraries in a file of `scripts/peers.py`.
     pub fn load(path: &Path) -> Result<Self> {
-        Ok(Self::new(path.display().to_string(), json::load(path)?))
+        let name = path.display().to_string();
+        let text = path.is_file().then(|| std::fs::read(path).ok()).flatten();
+        let value: Option<Value> = text.and_then(|text| serde_json::from_slice(&text).ok());
+        if value.is_some_and(|value| Peers::is(&value)) {
+            return Ok(Self::of_peers(name, Peers::load(path)?));
+        }
+        Ok(Self::new(name, json::load(path)?))
+    }
+
+    fn of_peers(name: String, peers: Peers) -> Self {
+        Self {
+            name,
+            interrupted: false,
+            config: Map::new(),
+            aggregates: Vec::new(),
+            cells: Vec::new(),
+            speeds: peers.rows,
+        }
     }
 
     /// A run by name.
@@ -86,11 +107,19 @@ impl Run {
             .filter(|table| table.name == ACCURACY)
             .flat_map(measured)
             .collect();
-        Self { name, report, cells }
+        let speeds = report.tables.iter().filter(|table| table.name == speed::SPEED);
+        Self {
+            name,
+            interrupted: report.interrupted,
+            speeds: speeds.flat_map(speed::read_table).collect(),
+            config: report.config,
+            aggregates: report.aggregates,
+            cells,
+        }
     }
 
     fn config(&self, key: &str) -> &Value {
-        self.report.config.get(key).unwrap_or(&Value::Null)
+        self.config.get(key).unwrap_or(&Value::Null)
     }
 
     fn task(&self, task: &str) -> &Value {
@@ -124,7 +153,7 @@ impl Run {
         if !paper.is_model(&row.model, model) {
             return Some(format!("another model: {model}"));
         }
-        self.report.interrupted.then(|| "the run was interrupted".into())
+        self.interrupted.then(|| "the run was interrupted".into())
     }
 }
 
@@ -186,9 +215,11 @@ pub fn beside_each_other(runs: &[Run]) -> Result<Vec<Table>> {
         let labels = ["task", "length_tokens", "variant", "metric"];
         tables.push(pivot(ACCURACY, &labels, runs, rows)?);
     }
+    let speeds: Vec<(&str, &[SpeedRow])> = runs.iter().map(|run| (run.name.as_str(), &run.speeds[..])).collect();
+    tables.extend(speed::side_by_side(&speeds)?);
     let mut rows = Vec::new();
     for (at, run) in runs.iter().enumerate() {
-        for aggregate in &run.report.aggregates {
+        for aggregate in &run.aggregates {
             if let Some(mean) = aggregate.mean {
                 let label = vec![aggregate.name.as_str().into(), aggregate.unit.as_str().into()];
                 rows.push((label, at, mean));
@@ -226,13 +257,14 @@ fn pivot(name: &str, labels: &[&str], runs: &[Run], rows: Vec<(Vec<Cell>, usize,
     Ok(table)
 }
 
-/// Settings that are not the same in all runs, by their path; none with one run.
+/// Settings that are not the same in all runs, by their path; none with one run. Files of other programs have none.
 fn differing_settings(runs: &[Run]) -> Result<Option<Table>> {
+    let runs: Vec<&Run> = runs.iter().filter(|run| !run.config.is_empty()).collect();
     let flat: Vec<Map<String, Value>> = runs
         .iter()
         .map(|run| {
             let mut flat = Map::new();
-            flatten("", &Value::Object(run.report.config.clone()), &mut flat);
+            flatten("", &Value::Object(run.config.clone()), &mut flat);
             flat
         })
         .collect();

@@ -100,9 +100,9 @@ fn what_is_not_the_papers_question_is_not_compared() {
         run
     };
     let config = |run: &mut Run, path: &str, value: Value| {
-        let mut whole = Value::Object(run.report.config.clone());
+        let mut whole = Value::Object(run.config.clone());
         *whole.pointer_mut(path).unwrap() = value;
-        run.report.config = whole.as_object().unwrap().clone();
+        run.config = whole.as_object().unwrap().clone();
     };
     expect(
         change(&|run| config(run, "/tasks/kv_retrieval/data_sha256", Value::Null)),
@@ -118,7 +118,7 @@ fn what_is_not_the_papers_question_is_not_compared() {
         "random weights",
     );
     expect(change(&|run| config(run, "/model", json!("a/b"))), "another model: a/b");
-    expect(change(&|run| run.report.interrupted = true), "the run was interrupted");
+    expect(change(&|run| run.interrupted = true), "the run was interrupted");
     expect(
         change(&|run| run.cells[0].length_tokens = Some(4096)),
         "contexts were cut to 4096 tokens",
@@ -175,7 +175,7 @@ fn ruler_is_the_mean_over_all_of_its_tasks() {
 fn runs_stand_beside_each_other_with_what_sets_them_apart() {
     let mut other = kv(0.5, 0.1);
     other.name = "out/b".into();
-    other.report.config.insert("seed".into(), json!(3));
+    other.config.insert("seed".into(), json!(3));
     let tables = beside_each_other(&[kv(0.86, 0.02), other]).unwrap();
     let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
     assert_eq!(names, ["settings that differ", ACCURACY]);

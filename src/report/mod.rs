@@ -22,6 +22,7 @@ mod run_config;
 mod run_directory;
 mod samples;
 pub mod schema;
+pub mod speed;
 pub mod svg;
 mod table;
 pub mod terminal;

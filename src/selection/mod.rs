@@ -25,7 +25,7 @@ pub use quest::{Quest, QuestConfig};
 pub use rope_extension::{ExtendedDense, RopeExtension};
 pub use self_extend::{SelfExtend, SelfExtendConfig};
 pub use snap_kv::{Pooling, SnapKv, SnapKvConfig};
-pub use statistics::{CosineSummary, SelectionStatistics};
+pub use statistics::{CosineSummary, LayerStatistics, SelectionStatistics};
 pub use streaming_llm::StreamingLlm;
 pub use token_select::{Budget, CacheThreshold, ChunkQuery, ScoreScale, TokenSelect, TokenSelectConfig, Vote};
 
@@ -261,6 +261,17 @@ impl PolicyConfig {
             );
         }
         Ok(())
+    }
+
+    /// Refuses what only a GPU has kernels for.
+    pub fn check_host(&self) -> Result<()> {
+        match self {
+            Self::TokenSelect(config) if config.int8_keys => Err(Error::user(
+                "`--score-dtype int8` scores from an 8-bit copy of the keys, which is kept on a GPU only",
+            )
+            .help("pass `--device cuda`, or `--score-dtype f32`")),
+            _ => Ok(()),
+        }
     }
 
     /// How the policy stretches rotary frequencies.

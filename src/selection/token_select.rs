@@ -62,6 +62,7 @@ fn off<S: serde::Serializer>(serializer: S) -> std::result::Result<S::Ok, S::Err
 }
 
 /// Every knob of the method.
+#[expect(clippy::struct_excessive_bools, reason = "independent switches of the method")]
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct TokenSelectConfig {
     /// First tokens always kept.
@@ -88,6 +89,9 @@ pub struct TokenSelectConfig {
     pub cache_gap_repair: bool,
     /// Precision of scores and votes.
     pub score_dtype: ScoreDtype,
+    /// In decode, scores are made from an 8-bit copy of the keys: half the bytes of a pass over them, some other tokens. On
+    /// a GPU only.
+    pub int8_keys: bool,
     /// The local window is `n_local` tokens before the chunk, not including it.
     pub local_outside_chunk: bool,
     /// Where keys and queries are placed.
@@ -154,6 +158,7 @@ impl Default for TokenSelectConfig {
             last_token_alone: true,
             cache_gap_repair: true,
             score_dtype: ScoreDtype::F32,
+            int8_keys: false,
             local_outside_chunk: true,
             positions: Positions::Packed,
         }

@@ -135,7 +135,8 @@ fn a_device_or_type_that_this_build_does_not_run() {
         refuses(
             infer(&model).args(["--prompt", "x", "--device", device]),
             3,
-            &[&format!("--device {device}"), "--device cpu"],
+            // Without a GPU the error names what is missing; with one, this model is too small for nothing else to fail.
+            &["--device cpu"],
         );
     }
     for device in ["tpu", "cuda:x", "CPU "] {

@@ -1,11 +1,11 @@
 //! Whether what will be timed is right: the fast backend against the plain one, selection of everything against dense.
 
 use super::{Bench, Ended, append, samples_of};
+use crate::bytes::human_bytes;
 use crate::error::{Error, Result};
 use crate::kernels::Backend;
 use crate::kernels::reference::Reference;
 use crate::model::decoder::{Decoder, Session};
-use crate::model::memory_plan::human_bytes;
 use crate::model::weights::{ModelWeights, TensorSource, weight_bytes};
 use crate::report::{Measured, Sample, SampleSink};
 use crate::selection::{Phase, PolicyConfig, TokenSelectConfig};
@@ -105,9 +105,9 @@ fn logits<B: Backend>(
         last = range.len() - 1;
         session.forward(&ids[range.clone()], Phase::Prefill)?;
     }
-    let mut all = session.logits(last);
+    let mut all = session.logits(last)?;
     session.forward(&ids[..1], Phase::Decode)?;
-    all.extend(session.logits(0));
+    all.extend(session.logits(0)?);
     Ok(Some(all))
 }
 
@@ -138,7 +138,7 @@ fn against_reference<B: Backend>(
     let ids = bench.ids(bench.settings.check_tokens);
     let limits = bench.settings.limits(ids.len() + 1);
     let stopped = || bench.stopped();
-    let mut fast = Session::new(bench.decoder, &PolicyConfig::Dense, limits);
+    let mut fast = Session::new(bench.decoder, &PolicyConfig::Dense, limits)?;
     let cuts = fast.chunks(ids.len());
     let Some(found) = logits(&mut fast, &ids, &cuts, &stopped)? else {
         return Ok(None);
@@ -148,7 +148,7 @@ fn against_reference<B: Backend>(
         weights: ModelWeights::load(&Reference, config, source, &mut |_| {})?,
         backend: Reference,
     };
-    let mut plain = Session::new(&plain, &PolicyConfig::Dense, limits);
+    let mut plain = Session::new(&plain, &PolicyConfig::Dense, limits)?;
     let expected = logits(&mut plain, &ids, &cuts, &stopped)?;
     Ok(expected.map(|expected| compare(name, &found, &expected, BOUND)))
 }
@@ -167,9 +167,9 @@ fn whole_budget<B: Backend>(bench: &Bench<'_, B>) -> Result<Option<CheckSample>>
     };
     let limits = bench.settings.limits(ids.len() + 1);
     let stopped = || bench.stopped();
-    let mut selecting = Session::new(bench.decoder, &PolicyConfig::TokenSelect(roomy), limits);
+    let mut selecting = Session::new(bench.decoder, &PolicyConfig::TokenSelect(roomy), limits)?;
     let cuts = selecting.chunks(ids.len());
-    let mut dense = Session::new(bench.decoder, &PolicyConfig::Dense, limits);
+    let mut dense = Session::new(bench.decoder, &PolicyConfig::Dense, limits)?;
     let (Some(found), Some(expected)) = (
         logits(&mut selecting, &ids, &cuts, &stopped)?,
         logits(&mut dense, &ids, &cuts, &stopped)?,

@@ -90,7 +90,7 @@ pub fn run<B: Backend>(bench: &Bench<'_, B>, sink: &mut dyn SampleSink) -> Resul
         return Ok(Ended::Finished);
     };
     let ids = bench.ids(longest);
-    let mut session = Session::new(bench.decoder, &PolicyConfig::Dense, settings.limits(longest + 1));
+    let mut session = Session::new(bench.decoder, &PolicyConfig::Dense, settings.limits(longest + 1))?;
     for stored in todo {
         bench.status(&format!("decode at {stored} tokens"));
         if store(bench, &mut session, &ids[..stored])? == Ended::Interrupted {
@@ -205,7 +205,7 @@ fn step<B: Backend>(session: &mut Session<'_, B>, stored: usize, id: u32) -> Res
     let before = session.times(Phase::Decode);
     let started = Instant::now();
     session.forward(&[id], Phase::Decode)?;
-    std::hint::black_box(session.logits(0));
+    std::hint::black_box(session.logits(0)?);
     let total_s = started.elapsed().as_secs_f64();
     let after = session.times(Phase::Decode);
     Ok(ForwardTimes {
@@ -291,12 +291,12 @@ mod tests {
             ..TokenSelectConfig::default()
         })
         .build(decoder.config.layers);
-        let mut session = Session::new(&decoder, &PolicyConfig::Dense, limits);
+        let mut session = Session::new(&decoder, &PolicyConfig::Dense, limits).unwrap();
         session.forward(&[5; 50], Phase::Prefill).unwrap();
         session.fill_random(150, 1).unwrap();
         let logits = |session: &mut Session<'_, Cpu>| {
             step(session, 150, 7).unwrap();
-            session.logits(0)
+            session.logits(0).unwrap()
         };
         let dense = logits(&mut session);
         session.swap_policy(&mut select);

@@ -78,7 +78,7 @@ fn measure<B: Backend>(bench: &Bench<'_, B>, policy: &PolicyConfig) -> Result<Op
     let first = settings.prefill_chunk.min(prompt);
     let last = settings.prefill_chunk.min(prompt - first);
     let ids = bench.ids(settings.prefill_chunk.max(1));
-    let mut session = Session::new(bench.decoder, policy, limits);
+    let mut session = Session::new(bench.decoder, policy, limits)?;
     if first > 0 {
         session.forward(&ids[..first], Phase::Prefill)?;
     }
@@ -90,7 +90,7 @@ fn measure<B: Backend>(bench: &Bench<'_, B>, policy: &PolicyConfig) -> Result<Op
         session.forward(&ids[..last], Phase::Prefill)?;
     }
     session.forward(&ids[..1], Phase::Decode)?;
-    std::hint::black_box(session.logits(0));
+    std::hint::black_box(session.logits(0)?);
     Ok(Some(MemorySample {
         policy: policy.name().to_owned(),
         context_tokens: context,

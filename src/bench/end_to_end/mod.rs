@@ -125,7 +125,7 @@ impl<B: Backend> Bench<'_, B> {
 }
 
 /// The data of the samples of `task`, with their ids.
-fn samples_of<T: DeserializeOwned>(samples: &[Sample], task: &str) -> Result<Vec<T>> {
+pub(in crate::bench) fn samples_of<T: DeserializeOwned>(samples: &[Sample], task: &str) -> Result<Vec<T>> {
     samples
         .iter()
         .filter(|sample| sample.task == task)
@@ -141,7 +141,7 @@ fn samples_of<T: DeserializeOwned>(samples: &[Sample], task: &str) -> Result<Vec
         .collect()
 }
 
-fn append<T: Serialize>(sink: &mut dyn SampleSink, task: &str, id: &str, data: &T) -> Result<()> {
+pub(in crate::bench) fn append<T: Serialize>(sink: &mut dyn SampleSink, task: &str, id: &str, data: &T) -> Result<()> {
     let data = serde_json::to_value(data).map_err(|error| Error::bug(format!("sample `{id}` as JSON: {error}")))?;
     sink.append(task, id, data)
 }

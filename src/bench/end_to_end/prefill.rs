@@ -50,7 +50,7 @@ pub fn run<B: Backend>(bench: &Bench<'_, B>, sink: &mut dyn SampleSink) -> Resul
             continue;
         }
         let ids = bench.ids(tokens);
-        let mut session = Session::new(bench.decoder, &PolicyConfig::Dense, settings.limits(tokens));
+        let mut session = Session::new(bench.decoder, &PolicyConfig::Dense, settings.limits(tokens))?;
         let mut built: Vec<Box<dyn SelectionPolicy<B>>> =
             policies.iter().map(|p| p.build(bench.decoder.config.layers)).collect();
         for turn in rounds.turns(policies.len()) {
@@ -100,7 +100,7 @@ fn prefill<B: Backend>(
         last = range.len() - 1;
         session.forward(&ids[range], Phase::Prefill)?;
     }
-    std::hint::black_box(session.logits(last));
+    std::hint::black_box(session.logits(last)?);
     let total_s = started.elapsed().as_secs_f64();
     Ok(Some(ForwardTimes {
         total_s,

@@ -3,6 +3,7 @@
 mod accuracy;
 mod demo_corpus;
 mod end_to_end;
+mod gpu;
 mod perplexity;
 mod variants;
 
@@ -23,6 +24,10 @@ pub struct BenchArgs {
 enum BenchCommand {
     /// Time prefill and decode steps of a whole model under several policies, with checks and memory
     EndToEnd(Box<end_to_end::EndToEndArgs>),
+    /// Time attention of one layer on a GPU, dense and selecting, each checked against f32
+    Attention(Box<gpu::attention::AttentionArgs>),
+    /// Time every kernel of the GPU engine by itself, against the chip's own limits and against f32
+    Kernels(Box<gpu::kernels::KernelsArgs>),
     /// Make the text that the demo model is trained on
     DemoCorpus(demo_corpus::DemoCorpusArgs),
     /// Find a five-digit key in repeated sentences, by length, depth and policy
@@ -40,6 +45,8 @@ enum BenchCommand {
 pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<Outcome> {
     match &args.command {
         BenchCommand::EndToEnd(args) => end_to_end::run(args, context),
+        BenchCommand::Attention(args) => gpu::attention::run(args, context),
+        BenchCommand::Kernels(args) => gpu::kernels::run(args, context),
         BenchCommand::DemoCorpus(args) => demo_corpus::run(args, context),
         BenchCommand::Passkey(args) => accuracy::run_passkey(args, context),
         BenchCommand::Ruler(args) => accuracy::run_ruler(args, context),
@@ -75,7 +82,7 @@ fn parse_length(text: &str) -> std::result::Result<usize, String> {
 }
 
 /// The error of a run that was stopped with `finished` samples in `output`.
-fn interruption(output: Option<&Path>, finished: usize) -> Error {
+pub(super) fn interruption(output: Option<&Path>, finished: usize) -> Error {
     match output {
         Some(path) => Error::interrupted(format!(
             "interrupted; {finished} finished samples are kept in `{}`",

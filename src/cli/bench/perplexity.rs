@@ -2,6 +2,7 @@
 
 use super::variants::{VariantArgs, Variants};
 use super::{interruption, parse_length, positive};
+use crate::bytes::human_bytes;
 use crate::cli::Context;
 use crate::cli::arguments::{ModelArgs, OutputArgs, tokens};
 use crate::cli::loading::{self, Language, Located};
@@ -14,7 +15,7 @@ use crate::kernels::cpu::Cpu;
 use crate::manifest::{Manifest, config_hash, sha256};
 use crate::model::chat_template::ChatTemplateChoice;
 use crate::model::decoder::{Session, SessionLimits};
-use crate::model::memory_plan::{MemoryPlan, available_bytes, human_bytes};
+use crate::model::memory_plan::{MemoryPlan, available_bytes};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::TensorSource;
 use crate::report::{Column, Format, Measured, MemorySink, Report, RunDirectory, SampleSink, Table};
@@ -96,6 +97,7 @@ fn plan(args: &PerplexityArgs, context: &Context) -> Result<Plan> {
     args.variants.variants(args.model.max_context, None)?;
     // Before files are looked for: a wrong path should not cost a download.
     let given = args.text.text.as_deref().map(read_text).transpose()?;
+    args.model.check_cpu()?;
     let located = loading::locate(&args.model, true, context)?;
     let trained = located.config.max_position_embeddings;
     let variants = args.variants.variants(args.model.max_context, Some(trained))?;
@@ -285,7 +287,7 @@ fn measure(plan: &Plan, sink: &mut dyn SampleSink, context: &Context) -> Result<
     let bar = context.printer.progress(plan.windows() as u64, COMMAND);
     for length in &plan.lengths {
         let variants = plan.variants.all.iter();
-        let mut sessions: Vec<Session<'_, Cpu>> = variants.map(|v| session(v, length.tokens)).collect();
+        let mut sessions: Vec<Session<'_, Cpu>> = variants.map(|v| session(v, length.tokens)).collect::<Result<_>>()?;
         for (window, ids) in length.windows.iter().enumerate() {
             if missing(sink, length.tokens, window) {
                 let scores = score_window(&mut sessions, plan.variants.reference, ids, &length.reading, &stopped)?;

@@ -162,7 +162,7 @@ pub(super) struct Library {
 }
 
 /// The libraries that a GPU needs, by the beginning of their file names.
-const LIBRARIES: [&str; 3] = ["libcuda.so.1", "libnvrtc.so", "libcublas.so"];
+const LIBRARIES: [&str; 3] = ["libcuda.so.1", "libnvrtc.so", "libcublasLt.so"];
 
 const LIBRARY_FOLDERS: [&str; 14] = [
     "/usr/lib/x86_64-linux-gnu",
@@ -290,14 +290,14 @@ mod tests {
     #[test]
     fn libraries_are_found_by_their_whole_name() {
         let folder = tempfile::tempdir().unwrap();
-        for file in ["libnvrtc-builtins.so.12", "libcublas.so.12", "libcudart.so.12"] {
+        for file in ["libnvrtc-builtins.so.12", "libcublasLt.so.12", "libcudart.so.12"] {
             std::fs::write(folder.path().join(file), "").unwrap();
         }
-        let found = library_in(folder.path(), "libcublas.so").unwrap();
-        assert!(found.ends_with("libcublas.so.12"));
+        let found = library_in(folder.path(), "libcublasLt.so").unwrap();
+        assert!(found.ends_with("libcublasLt.so.12"));
         assert_eq!(library_in(folder.path(), "libnvrtc.so"), None);
         assert_eq!(library_in(folder.path(), "libcuda.so.1"), None);
         let libraries = nvidia_libraries(Some(folder.path().as_os_str().to_owned()));
-        assert!(libraries[2].path.get().unwrap().ends_with("libcublas.so.12"));
+        assert!(libraries[2].path.get().unwrap().ends_with("libcublasLt.so.12"));
     }
 }

@@ -5,18 +5,19 @@ mod summary;
 
 use super::Context;
 use super::arguments::{ModelArgs, OutputArgs, PolicyArgs, tokens};
+use super::device::ChosenDevice;
 use super::loading::{self, Language, Located};
 use super::prompts::{self, Content, Prompts, token_ids};
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::interrupt::Interrupt;
-use crate::kernels::cpu::Cpu;
 use crate::manifest::Manifest;
 use crate::model::chat_template::{ChatMessage, ChatTemplate, ChatTemplateChoice};
 use crate::model::config::ModelConfig;
+use crate::model::context::{CudaContext, Engine};
 use crate::model::decoder::{Session, SessionLimits};
 use crate::model::generate::{Finish, Generation, Observer, Request, generate};
-use crate::model::memory_plan::MemoryPlan;
+use crate::model::memory_plan::{MemoryPlan, available_bytes};
 use crate::model::prompt::PromptEncoder;
 use crate::model::sampling::{Sampler, SamplingConfig};
 use crate::model::stop::StopStrings;
@@ -151,6 +152,7 @@ struct Plan {
     many: bool,
     data_sha256: String,
     memory: MemoryPlan,
+    device: ChosenDevice,
 }
 
 pub(super) fn run(args: &InferArgs, context: &Context) -> Result<Outcome> {
@@ -263,7 +265,20 @@ fn plan(args: &InferArgs, context: &Context) -> Result<Plan> {
         diagnose: args.diagnose,
     };
     let weights = loading::open_weights(&args.model, &located)?;
-    let memory = loading::plan_memory(&args.model, &located, &policy, limits)?;
+    let device = args.model.open_device(&context.printer, &|| {
+        CudaContext::runs(&located.config, &policy, limits)
+    })?;
+    let memory = match &device {
+        ChosenDevice::Cpu(cpu) => {
+            policy.check_host()?;
+            let available = available_bytes();
+            loading::plan_memory_on(cpu, &args.model, &located, &policy, limits, available)?
+        }
+        ChosenDevice::Cuda(cuda) => {
+            let (free, _) = cuda.gpu().memory()?;
+            loading::plan_memory_on(cuda, &args.model, &located, &policy, limits, Some(free))?
+        }
+    };
     Ok(Plan {
         weights,
         tokenizer,
@@ -276,6 +291,7 @@ fn plan(args: &InferArgs, context: &Context) -> Result<Plan> {
         many: prompts.many,
         data_sha256: prompts.sha256,
         memory,
+        device,
         located,
     })
 }
@@ -479,8 +495,26 @@ fn execute(args: &InferArgs, plan: &Plan, sink: &mut dyn SampleSink, context: &C
         }
         return Ok(finished);
     }
-    let decoder = loading::load(&plan.located, plan.weights.as_ref(), context)?;
-    let mut session: Session<'_, Cpu> = Session::new(&decoder, &plan.policy, plan.limits);
+    match &plan.device {
+        ChosenDevice::Cpu(cpu) => answer(*cpu, args, plan, &todo, sink, context, &mut finished)?,
+        ChosenDevice::Cuda(cuda) => answer(cuda.clone(), args, plan, &todo, sink, context, &mut finished)?,
+    }
+    Ok(finished)
+}
+
+/// Answers the prompts of `todo` one after the other.
+fn answer<E: Engine>(
+    device: E,
+    args: &InferArgs,
+    plan: &Plan,
+    todo: &[&Encoded],
+    sink: &mut dyn SampleSink,
+    context: &Context,
+    finished: &mut Finished,
+) -> Result<()> {
+    let printer = &context.printer;
+    let decoder = loading::load_on(device, &plan.located, plan.weights.as_ref(), context)?;
+    let mut session = Session::new(&decoder, &plan.policy, plan.limits)?;
     if args.dump_logits.is_some() {
         session.keep_trace();
     }
@@ -515,7 +549,9 @@ fn execute(args: &InferArgs, plan: &Plan, sink: &mut dyn SampleSink, context: &C
         if streamed && !closed {
             printer.write_result("\n")?;
         }
-        finished.diagnosis.merge(session.diagnosis());
+        if let Some(diagnosis) = session.diagnosis() {
+            finished.diagnosis.merge(diagnosis);
+        }
         let row = summary::sample(prompt, &generation, &session);
         if generation.finish == Finish::Interrupted {
             finished.interrupted = true;
@@ -538,5 +574,5 @@ fn execute(args: &InferArgs, plan: &Plan, sink: &mut dyn SampleSink, context: &C
             }
         }
     }
-    Ok(finished)
+    Ok(())
 }

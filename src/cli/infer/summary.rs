@@ -2,15 +2,15 @@
 
 use super::{Encoded, Finished, InferArgs, Plan};
 use crate::bench::peak_memory::memory_use;
+use crate::bytes::human_bytes;
 use crate::cli::Context;
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
-use crate::kernels::Backend;
 use crate::manifest::Manifest;
 use crate::model::chat_template::ChatTemplate;
+use crate::model::context::Engine;
 use crate::model::decoder::Session;
 use crate::model::generate::Generation;
-use crate::model::memory_plan::human_bytes;
 use crate::model::tokenizer::Tokenizer;
 use crate::printer::Printer;
 use crate::report::{Aggregate, Cell, Column, Format, Measured, Report, Sample, Table};
@@ -23,8 +23,8 @@ pub(super) fn effective_config(args: &InferArgs, plan: &Plan) -> Map<String, Val
         "model": plan.located.files.reference,
         "source": plan.located.files.source,
         "random_weights": args.model.random_weights,
-        "device": "cpu",
-        "dtype": "f32",
+        "device": plan.device.name(),
+        "dtype": plan.device.dtype(),
         "policy": plan.policy,
         "prefill_chunk": plan.limits.prefill_chunk,
         "max_context": plan.limits.max_context,
@@ -64,8 +64,8 @@ fn mean(values: &[f64]) -> Option<f64> {
 }
 
 /// One row of samples.jsonl.
-pub(super) fn sample<B: Backend>(prompt: &Encoded, generation: &Generation, session: &Session<'_, B>) -> Value {
-    let statistics = session.policy().statistics();
+pub(super) fn sample<E: Engine>(prompt: &Encoded, generation: &Generation, session: &Session<'_, E>) -> Value {
+    let statistics = session.statistics();
     json!({
         "prompt_tokens": prompt.ids.len(),
         "generated_tokens": generation.ids.len(),

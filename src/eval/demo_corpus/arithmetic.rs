@@ -23,6 +23,12 @@ struct Problem {
     ways: Vec<Vec<String>>,
 }
 
+/// A word problem and its answer, of the kinds that the corpus has.
+pub fn word_problem(rng: &mut ChaCha8Rng) -> (String, i64) {
+    let problem = Problem::any(rng);
+    (problem.question, problem.answer)
+}
+
 /// `a + b = c` or another of the four, worked out.
 fn equation(a: i64, sign: char, b: i64) -> String {
     let result = match sign {

@@ -16,6 +16,8 @@ pub struct Category {
     pub id: String,
     /// Completes "Please show me some ...".
     pub category: String,
+    /// Whether the list is meant to be complete.
+    pub closed: bool,
     /// The members, as they are taught.
     pub answers: Vec<String>,
     /// Other spellings, each with the member it stands for.

@@ -15,7 +15,7 @@ pub use windows::{WindowRecord, tables};
 use super::ruler::Essay;
 use super::task::CountTokens;
 use crate::error::Result;
-use crate::kernels::Backend;
+use crate::model::context::Engine;
 use crate::model::decoder::Session;
 use crate::random::stream_rng;
 use crate::selection::Phase;
@@ -86,7 +86,7 @@ impl Reading {
 }
 
 /// Reads one window under all sessions side by side; `None` if it was stopped.
-pub fn score_window<B: Backend>(
+pub fn score_window<B: Engine>(
     sessions: &mut [Session<'_, B>],
     reference: Option<usize>,
     ids: &[u32],
@@ -112,33 +112,35 @@ pub fn score_window<B: Backend>(
         // Row r predicts token r + 1, which counts from the prefix on.
         let first = chunk.start.max(reading.prefix.saturating_sub(1));
         if first < chunk.end {
-            score_rows(sessions, reference, ids, &chunk, first, &mut scores);
+            score_rows(sessions, reference, ids, &chunk, first, &mut scores)?;
         }
     }
     Ok(Some(scores))
 }
 
 /// Scores what the rows `first..chunk.end` of the chunk just read predict.
-fn score_rows<B: Backend>(
+fn score_rows<B: Engine>(
     sessions: &mut [Session<'_, B>],
     reference: Option<usize>,
     ids: &[u32],
     chunk: &Range<usize>,
     first: usize,
     scores: &mut [WindowScore],
-) {
+) -> Result<()> {
     let vocabulary = sessions.first().map_or(1, |s| s.decoder().config.vocab_size);
     let block = (BLOCK_FLOATS / vocabulary.max(1)).max(1);
     for from in (first..chunk.end).step_by(block) {
         let to = (from + block).min(chunk.end);
         let rows = from - chunk.start..to - chunk.start;
-        let expected = reference.map(|at| sessions[at].logits_of_rows(rows.clone()));
+        let expected = reference
+            .map(|at| sessions[at].logits_of_rows(rows.clone()))
+            .transpose()?;
         for (at, (session, score)) in sessions.iter_mut().zip(scores.iter_mut()).enumerate() {
             let own;
             let logits = match &expected {
                 Some(logits) if reference == Some(at) => logits,
                 _ => {
-                    own = session.logits_of_rows(rows.clone());
+                    own = session.logits_of_rows(rows.clone())?;
                     &own
                 }
             };
@@ -155,6 +157,7 @@ fn score_rows<B: Backend>(
             }
         }
     }
+    Ok(())
 }
 
 /// log of the sum of exponentials, in f64.

@@ -73,7 +73,7 @@ impl<'m, B: Backend> ModelAnswerer<'m, B> {
                 prefill_chunk,
                 diagnose: false,
             };
-            let session = Session::new(self.decoder, &policy, limits);
+            let session = Session::new(self.decoder, &policy, limits)?;
             self.session = Some((policy, prefill_chunk, session));
         }
         let session = self.session.as_mut().map(|(_, _, session)| session);
@@ -139,7 +139,7 @@ impl<B: Backend> Answerer for ModelAnswerer<'_, B> {
                 tpot_s: mean(&generation.decode_s),
                 peak_rss_bytes: memory_use().peak_rss_bytes.get().copied(),
             },
-            cache_hit_rate: session.policy().statistics().hit_rate(),
+            cache_hit_rate: session.statistics().hit_rate(),
             text: generation.text,
         })))
     }

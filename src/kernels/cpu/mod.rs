@@ -2,6 +2,7 @@
 
 mod aligned;
 mod attend;
+mod branches;
 mod gemm;
 mod mass;
 pub(crate) mod math;
@@ -13,8 +14,8 @@ mod softmax;
 pub use gemm::Packed;
 
 use super::{
-    Attend, AttentionShape, Backend, PAGE_TOKENS, PageTable, Pages, QkvPart, RopeTable, RowSource, ScoreArgs,
-    ScoreDtype, Scores,
+    Attend, AttendRows, AttentionShape, Backend, Device, PAGE_TOKENS, PageTable, Pages, QkvPart, RopeTable, RowSource,
+    ScoreArgs, ScoreDtype, Scores,
 };
 use pulp::Arch;
 use rayon::prelude::*;
@@ -79,9 +80,11 @@ fn normalise(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     }
 }
 
-impl Backend for Cpu {
+impl Device for Cpu {
     type Buffer = Vec<f32>;
     type Matrix = Packed;
+    type Ids = Vec<u32>;
+    type Recording = ();
 
     fn name(&self) -> &'static str {
         "cpu"
@@ -112,9 +115,17 @@ impl Backend for Cpu {
         rows.next_multiple_of(14) * width * 4 + threads() * attend::task_bytes(rows, shape)
     }
 
-    fn embed(&self, table: &Packed, ids: &[u32], out: &mut Vec<f32>) {
+    fn ids(&self, len: usize) -> Vec<u32> {
+        vec![0; len]
+    }
+
+    fn set_ids(&self, ids: &[u32], out: &mut Vec<u32>) {
+        out[..ids.len()].copy_from_slice(ids);
+    }
+
+    fn embed(&self, table: &Packed, ids: &Vec<u32>, rows: usize, out: &mut Vec<f32>) {
         out.par_chunks_exact_mut(table.cols())
-            .zip(ids)
+            .zip(&ids[..rows])
             .for_each(|(row, &id)| table.copy_row(id as usize, row));
     }
 
@@ -167,7 +178,9 @@ impl Backend for Cpu {
             }
         });
     }
+}
 
+impl Backend for Cpu {
     fn rotate_queries(
         &self,
         qkv: &Vec<f32>,
@@ -272,6 +285,14 @@ impl Backend for Cpu {
 
     fn attend(&self, args: &Attend<'_, Self>, out: &mut Vec<f32>) {
         attend::attend(args, out);
+    }
+
+    fn attend_rows(&self, args: &AttendRows<'_, Self>, out: &mut Vec<f32>) {
+        let positions = args.query_positions();
+        let rows = positions.len();
+        let mut queries = vec![0.0; rows * args.shape.query_width()];
+        self.rotate_queries_at(args.qkv, 0..rows, &args.shape, args.rope, &positions, &mut queries);
+        branches::attend(rows, |row| args.one(row, &queries), out);
     }
 
     fn attention_mass(&self, args: &Attend<'_, Self>, mass: &mut Vec<f32>) {

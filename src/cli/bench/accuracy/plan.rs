@@ -2,6 +2,7 @@
 
 use super::examples::{JOIN_TOKENS, check_examples, longest};
 use super::{AccuracyArgs, Suite, TaskArgs, text_config};
+use crate::bytes::human_bytes;
 use crate::cli::Context;
 use crate::cli::bench::variants::Variants;
 use crate::cli::loading::{self, Language, Located};
@@ -11,7 +12,7 @@ use crate::eval::runner::{Cell, Grid, Overhead};
 use crate::exit::Outcome;
 use crate::model::chat_template::ChatTemplate;
 use crate::model::decoder::SessionLimits;
-use crate::model::memory_plan::{MemoryPlan, human_bytes};
+use crate::model::memory_plan::MemoryPlan;
 use crate::model::prompt::PromptEncoder;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::TensorSource;
@@ -68,6 +69,7 @@ pub(super) fn grid(suite: Suite, args: &TaskArgs, variants: Vec<String>, overhea
 pub(super) fn plan(suite: impl FnOnce() -> Result<Suite>, args: &AccuracyArgs, context: &Context) -> Result<Plan> {
     args.variants.variants(args.model.max_context, None)?;
     let suite = suite()?;
+    args.model.check_cpu()?;
     let located = loading::locate(&args.model, true, context)?;
     let trained = located.config.max_position_embeddings;
     let variants = args.variants.variants(args.model.max_context, Some(trained))?;

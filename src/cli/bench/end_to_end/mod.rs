@@ -6,7 +6,8 @@ use crate::bench::end_to_end::{Bench, Ended, Part, Watch, checks, decode, memory
 use crate::bench::shapes::Shape;
 use crate::cli::Context;
 use crate::cli::arguments::{ModelArgs, OutputArgs, PolicyArgs, PolicyName};
-use crate::cli::bench::positive;
+use crate::cli::bench::gpu::{self, GpuArgs};
+use crate::cli::bench::{parse_length, positive};
 use crate::cli::loading;
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
@@ -37,6 +38,8 @@ pub struct EndToEndArgs {
     )]
     shape: Shape,
     #[command(flatten)]
+    gpu: GpuArgs,
+    #[command(flatten)]
     measure: MeasureArgs,
     #[command(flatten)]
     policy: PolicyArgs,
@@ -66,7 +69,7 @@ struct MeasureArgs {
     )]
     parts: Vec<Part>,
     /// Prompt lengths to prefill
-    #[arg(long, value_delimiter = ',', value_name = "TOKENS", default_value = "4096", value_parser = positive)]
+    #[arg(long, value_delimiter = ',', value_name = "TOKENS", default_value = "4096", value_parser = parse_length)]
     prefill_tokens: Vec<usize>,
     /// Stored tokens at which to time decode steps
     #[arg(
@@ -74,7 +77,7 @@ struct MeasureArgs {
         value_delimiter = ',',
         value_name = "TOKENS",
         default_value = "1024,4096,32768",
-        value_parser = positive
+        value_parser = parse_length
     )]
     decode_at: Vec<usize>,
     /// Counted repetitions of every prefill
@@ -99,8 +102,11 @@ struct MeasureArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Set these times beside ours: a JSON file of `scripts/bench_transformers.py`
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "gpu")]
     compare: Option<PathBuf>,
+    /// With --gpu: dense prefills of longer prompts are left out
+    #[arg(long, value_name = "TOKENS", default_value = "256k", value_parser = parse_length)]
+    longest_dense: usize,
 }
 
 /// The group of policy flags brings `--policy` along; here it would be ignored in silence.
@@ -113,6 +119,30 @@ fn no_single_policy(text: &str) -> std::result::Result<PolicyName, String> {
 
 pub(super) fn run(args: &EndToEndArgs, context: &Context) -> Result<Outcome> {
     let plan = plan::plan(args, context)?;
+    if args.gpu.gpu && !args.output.dry_run {
+        let config = plan::effective_config(&plan, args);
+        let name = args.model.model.as_deref().unwrap_or_else(|| args.shape.name());
+        let mut manifest = plan.manifest;
+        manifest.seeds.insert("bench".into(), plan.settings.seed);
+        manifest
+            .seeds
+            .extend(plan.seed_of_weights.map(|seed| ("weights".into(), seed)));
+        let wanted = gpu::end_to_end::Wanted {
+            args: &args.gpu,
+            device: &args.model.device,
+            dtype: args.model.dtype,
+            located: &plan.located,
+            weights: plan.weights.as_ref(),
+            name,
+            settings: plan.settings,
+            parts: &args.measure.parts,
+            longest_dense: args.measure.longest_dense,
+            config,
+            manifest,
+            output: &args.output,
+        };
+        return gpu::end_to_end::run(wanted, COMMAND, context);
+    }
     if args.output.dry_run {
         return plan::print_plan(&plan, args, context);
     }
@@ -121,7 +151,7 @@ pub(super) fn run(args: &EndToEndArgs, context: &Context) -> Result<Outcome> {
             .printer
             .warning("this build is not optimised: its times mean nothing; build with `--release`");
     }
-    let config = plan::effective_config(&plan);
+    let config = plan::effective_config(&plan, args);
     execute(plan, config, args, context)
 }
 

@@ -4,12 +4,13 @@ use super::EndToEndArgs;
 use crate::bench::end_to_end::Settings;
 use crate::bench::end_to_end::baseline::Baseline;
 use crate::bench::timing::Rounds;
+use crate::bytes::human_bytes;
 use crate::cli::Context;
 use crate::cli::loading::{self, Located};
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::manifest::Manifest;
-use crate::model::memory_plan::{MemoryPlan, human_bytes};
+use crate::model::memory_plan::MemoryPlan;
 use crate::model::weights::TensorSource;
 use crate::report::{Column, Format, Table};
 use crate::selection::PolicyConfig;
@@ -28,10 +29,13 @@ pub(super) struct Plan {
 
 pub(super) fn plan(args: &EndToEndArgs, context: &Context) -> Result<Plan> {
     let measure = &args.measure;
+    if !args.gpu.gpu {
+        args.model.check_cpu()?;
+    }
     let located = if args.model.model.is_some() {
         loading::locate(&args.model, false, context)?
     } else {
-        loading::built_in(&args.model, args.shape)?
+        loading::built_in(args.shape)?
     };
     let seed_of_weights = match (&args.model.model, args.model.random_weights) {
         (None, seed) => Some(seed.unwrap_or(0)),
@@ -78,9 +82,13 @@ pub(super) fn plan(args: &EndToEndArgs, context: &Context) -> Result<Plan> {
         }
         (stated, needed) => stated.unwrap_or(needed),
     };
+    if args.gpu.gpu {
+        crate::cli::bench::gpu::end_to_end::keep_policies(&mut settings, &located, context)?;
+    }
     let limits = settings.limits(settings.memory_context);
-    let memory = settings
-        .policies
+    // The plan of a GPU needs the GPU; it is made with each session.
+    let planned = if args.gpu.gpu { &[][..] } else { &settings.policies[..] };
+    let memory = planned
         .iter()
         .map(|policy| {
             let plan = loading::plan_memory(&args.model, &located, policy, limits);
@@ -110,18 +118,23 @@ pub(super) fn plan(args: &EndToEndArgs, context: &Context) -> Result<Plan> {
 }
 
 /// Every option that bears on the result; a run with another one is another run.
-pub(super) fn effective_config(plan: &Plan) -> Map<String, Value> {
-    let config = json!({
+pub(super) fn effective_config(plan: &Plan, args: &EndToEndArgs) -> Map<String, Value> {
+    let mut config = json!({
         "model": plan.located.files.reference,
         "source": plan.located.files.source,
         "model_config": plan.located.config,
         "random_weights": plan.seed_of_weights,
-        "device": "cpu",
-        "dtype": "f32",
-        "cpu": plan.manifest.device.cpu.get(),
-        "threads": plan.manifest.threads,
         "settings": plan.settings,
     });
+    if args.gpu.gpu {
+        // Device and type are those of the opened GPU.
+        config["longest_dense"] = args.measure.longest_dense.into();
+    } else {
+        config["device"] = "cpu".into();
+        config["dtype"] = "f32".into();
+        config["cpu"] = json!(plan.manifest.device.cpu.get());
+        config["threads"] = plan.manifest.threads.into();
+    }
     match config {
         Value::Object(map) => map,
         _ => Map::new(),
@@ -138,7 +151,7 @@ pub(super) fn memory_plans(plan: &Plan) -> Map<String, Value> {
 pub(super) fn print_plan(plan: &Plan, args: &EndToEndArgs, context: &Context) -> Result<Outcome> {
     if args.output.format == Some(Format::Json) {
         let value = json!({
-            "config": effective_config(plan),
+            "config": effective_config(plan, args),
             "memory_plans": memory_plans(plan),
         });
         let text = serde_json::to_string_pretty(&value).map_err(|e| Error::bug(format!("plan as JSON: {e}")))?;

@@ -1,0 +1,213 @@
+//! What the benches on a GPU share: which GPU, other libraries' times, and how a run ends.
+
+pub(super) mod attention;
+pub(super) mod end_to_end;
+pub(super) mod kernels;
+
+use crate::bench::end_to_end::Ended;
+use crate::bench::gpu::{SpeedSample, check_table, paper, verdict};
+use crate::cli::Context;
+use crate::cli::arguments::OutputArgs;
+use crate::cli::device::open_named;
+use crate::error::{Error, Result};
+use crate::exit::Outcome;
+use crate::kernels::cuda::compile::{nvrtc_version, sources_sha256};
+use crate::kernels::cuda::{Cuda, Element};
+use crate::manifest::{Accelerator, Manifest, config_hash};
+use crate::report::speed::{Peers, SpeedRow, speed_table};
+use crate::report::{Aggregate, Format, Measured, MemorySink, Report, RunDirectory, SampleSink, Table};
+use clap::Args;
+use serde_json::{Map, Value, json};
+use std::path::PathBuf;
+
+/// Which GPU, in what type, beside whom.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "GPU")]
+pub(super) struct GpuArgs {
+    /// Measure on a GPU
+    #[arg(long)]
+    pub gpu: bool,
+    /// Set these times of other libraries beside ours: a file of `scripts/peers.py` from the same GPU
+    #[arg(long, value_name = "FILE", requires = "gpu")]
+    pub peers: Option<PathBuf>,
+}
+
+impl GpuArgs {
+    /// Refuses a bench that has no form on the CPU.
+    pub(super) fn require(&self, command: &str) -> Result<()> {
+        if self.gpu {
+            return Ok(());
+        }
+        Err(
+            Error::user(format!("`{command}` measures kernels of a GPU: `--gpu` is missing"))
+                .help("pass `--gpu` on a machine with an NVIDIA GPU; `tokselect bench end-to-end` measures the CPU"),
+        )
+    }
+
+    pub(super) fn load_peers(&self) -> Result<Option<Peers>> {
+        self.peers.as_deref().map(Peers::load).transpose()
+    }
+}
+
+/// Opens the GPU; where there is none, the error has no advice that this bench cannot follow.
+pub(super) fn open(device: &str, element: Element) -> Result<Cuda> {
+    let device = if device == "auto" { "cuda" } else { device };
+    open_named(device, element).map_err(|error| {
+        let mut plain = match error.exit_code() {
+            2 => Error::user(error.message()),
+            _ => Error::environment(error.message()),
+        };
+        for note in error.notes() {
+            plain = plain.note(note);
+        }
+        plain.help(
+            "run it on a machine with an NVIDIA GPU, its driver and the CUDA runtime libraries; see `tokselect doctor`",
+        )
+    })
+}
+
+/// One run: what it is, and what it found.
+pub(super) struct Run<'a> {
+    pub command: &'a str,
+    pub config: Map<String, Value>,
+    pub manifest: Manifest,
+    pub peers: Option<Peers>,
+    /// Kinds of printed cells that the run is about.
+    pub kinds: &'a [&'a str],
+    pub output: &'a OutputArgs,
+    pub context: &'a Context,
+}
+
+/// What a measurement hands over for the report.
+pub(super) struct Found {
+    pub speeds: Vec<SpeedSample>,
+    /// Before the table of times.
+    pub tables: Vec<Table>,
+    /// Whether the table of times and the paper's cells belong in the report.
+    pub rivals: bool,
+}
+
+/// Names of GPU, driver and kernels, for the configuration: a run of others is another run.
+pub(super) fn identity(device: &Cuda) -> Result<Value> {
+    let properties = device.gpu().properties();
+    let (major, minor) = nvrtc_version()?;
+    Ok(json!({
+        "name": properties.name,
+        "architecture": properties.architecture(),
+        "driver_cuda": format!("{}.{}", properties.driver_version / 1000, properties.driver_version % 1000 / 10),
+        "nvrtc": format!("{major}.{minor}"),
+        "kernels_sha256": sources_sha256(),
+        "dtype": device.element().name(),
+    }))
+}
+
+fn record(manifest: &mut Manifest, device: &Cuda) {
+    let properties = device.gpu().properties();
+    let (major, minor) = (properties.compute_capability / 10, properties.compute_capability % 10);
+    manifest.kernels_sha256 = Measured::Value(sources_sha256());
+    manifest.device.accelerators = vec![Accelerator {
+        name: properties.name.clone(),
+        memory_total_bytes: Measured::Value(properties.memory_bytes as u64),
+        driver: driver_version(),
+        compute_capability: Measured::Value(format!("{major}.{minor}")),
+    }];
+}
+
+/// The driver's own version, beside the CUDA version that it speaks.
+fn driver_version() -> Measured<String> {
+    const FILE: &str = "/proc/driver/nvidia/version";
+    let text = match std::fs::read_to_string(FILE) {
+        Ok(text) => text,
+        Err(error) => return Measured::missing(format!("{FILE}: {error}")),
+    };
+    let version = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.');
+    text.lines()
+        .next()
+        .and_then(|line| line.split_whitespace().find(version))
+        .map_or_else(
+            || Measured::missing(format!("{FILE} has no version")),
+            |word| Measured::Value(word.to_owned()),
+        )
+}
+
+impl Run<'_> {
+    /// Measures into the run directory or into memory, then writes the report, then says what failed.
+    pub(super) fn execute(
+        mut self,
+        device: &Cuda,
+        measure: &mut dyn FnMut(&mut dyn SampleSink) -> Result<Ended>,
+        found: &dyn Fn(&[crate::report::Sample]) -> Result<Found>,
+    ) -> Result<Outcome> {
+        let (printer, name) = (&self.context.printer, &device.gpu().properties().name);
+        if let Some(peers) = &self.peers {
+            peers.check_device(name)?;
+        }
+        self.config.insert("device".into(), identity(device)?);
+        let mut directory = None;
+        let mut memory_sink = MemorySink::new(config_hash(&Value::Object(self.config.clone())));
+        if let Some(output) = &self.output.output {
+            let opened = RunDirectory::open_or_resume(output, self.command, &self.config)?;
+            opened.notices().iter().for_each(|notice| printer.warning(notice));
+            directory = Some(opened);
+        }
+        let sink: &mut dyn SampleSink = match &mut directory {
+            Some(directory) => directory,
+            None => &mut memory_sink,
+        };
+        let ended = measure(sink)?;
+        let samples = sink.samples()?;
+        let Found {
+            speeds,
+            mut tables,
+            rivals,
+        } = found(&samples)?;
+
+        record(&mut self.manifest, device);
+        self.manifest.finish();
+        let mut report = Report::new(
+            self.command,
+            self.context.command_line.clone(),
+            self.config,
+            self.manifest,
+        );
+        let rows: Vec<SpeedRow> = speeds.iter().map(|sample| sample.row.clone()).collect();
+        if rivals {
+            let label = format!("tokselect {}", env!("CARGO_PKG_VERSION"));
+            tables.push(speed_table(&rows, &label, self.peers.as_ref())?);
+        }
+        tables.push(check_table(&speeds)?);
+        if rivals {
+            tables.push(paper::paper_table(self.kinds, name, &rows, self.peers.as_ref())?);
+        }
+        tables.retain(|table| !table.rows.is_empty());
+        report.tables = tables;
+        report.aggregates = rows
+            .iter()
+            .filter(|row| !row.repetitions_us.is_empty())
+            .map(|row| {
+                let key = &row.key;
+                let name = format!(
+                    "{}/{}/{}/{}/{}_us",
+                    key.kind, key.shape, key.tokens, key.rows, row.method
+                );
+                Aggregate::of(name, "us", &row.repetitions_us)
+            })
+            .collect();
+        report.details = json!({ "peers": self.peers.as_ref().map(|peers| &peers.provenance) });
+        report.interrupted = ended == Ended::Interrupted;
+        if let Some(directory) = &directory {
+            directory.write_report(&mut report)?;
+        }
+        if let Some(format) = self.output.format {
+            printer.report(&report, format)?;
+        } else {
+            report.aggregates.clear();
+            printer.report(&report, Format::Table)?;
+        }
+        verdict(&speeds)?;
+        if ended == Ended::Interrupted {
+            return Err(super::interruption(self.output.output.as_deref(), samples.len()));
+        }
+        Ok(Outcome::Done)
+    }
+}

@@ -1,0 +1,156 @@
+//! `--device` and `--dtype`: where a run computes and in what type.
+
+use super::arguments::{Dtype, ModelArgs};
+use crate::error::{Error, Result};
+use crate::hub::HubEnvironment;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::cuda::driver::device_count;
+use crate::kernels::cuda::{Cuda, Element};
+use crate::printer::Printer;
+
+/// An opened device.
+pub(super) enum ChosenDevice {
+    /// All cores, f32.
+    Cpu(Cpu),
+    /// One GPU, 16-bit weights and activations.
+    Cuda(Cuda),
+}
+
+impl ChosenDevice {
+    /// As reports record it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Cpu(_) => "cpu",
+            Self::Cuda(_) => "cuda",
+        }
+    }
+
+    /// Type of the weights in memory.
+    pub fn dtype(&self) -> &'static str {
+        match self {
+            Self::Cpu(_) => "f32",
+            Self::Cuda(cuda) => cuda.element().name(),
+        }
+    }
+}
+
+/// What `--device` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+fn wanted(text: &str) -> Result<Wanted> {
+    match text {
+        "auto" => Ok(Wanted::Auto),
+        "cpu" => Ok(Wanted::Cpu),
+        "cuda" => Ok(Wanted::Cuda(0)),
+        _ => text
+            .strip_prefix("cuda:")
+            .and_then(|n| n.parse().ok())
+            .map(Wanted::Cuda)
+            .ok_or_else(|| {
+                Error::user(format!("`--device {text}` is not a device")).help("pass auto, cpu, cuda or cuda:N")
+            }),
+    }
+}
+
+/// Opens GPU `ordinal`; compiled kernels are kept beside the built-in model.
+pub(super) fn open_gpu(ordinal: usize, element: Element) -> Result<Cuda> {
+    let folder = HubEnvironment::from_env().own_cache_dir;
+    Cuda::open(ordinal, element, folder.is_absolute().then(|| folder.join("kernels")))
+}
+
+/// Opens the GPU that `text` names.
+pub(super) fn open_named(text: &str, element: Element) -> Result<Cuda> {
+    match wanted(text)? {
+        Wanted::Cuda(ordinal) => open_gpu(ordinal, element),
+        Wanted::Auto | Wanted::Cpu => {
+            Err(Error::user(format!("`--device {text}` is no GPU")).help("pass `--device cuda` or `--device cuda:N`"))
+        }
+    }
+}
+
+/// The type that a GPU stores under `--dtype`.
+pub(super) fn gpu_element(dtype: Dtype) -> Result<Element> {
+    match dtype {
+        Dtype::Auto | Dtype::Bf16 => Ok(Element::Bf16),
+        Dtype::F16 => Ok(Element::F16),
+        Dtype::F32 => Err(
+            Error::user("`--dtype f32`: a GPU computes with 16-bit weights and activations")
+                .help("pass `--dtype bf16` or `--dtype f16`, or `--device cpu`"),
+        ),
+    }
+}
+
+impl ModelArgs {
+    /// Refuses devices and types that a command on the CPU does not run.
+    pub(super) fn check_cpu(&self) -> Result<()> {
+        if let Wanted::Cuda(_) = wanted(&self.device)? {
+            return Err(Error::environment(format!(
+                "`--device {}`: this command computes on the CPU only",
+                self.device
+            ))
+            .help("pass `--device cpu` or leave the flag out; `infer` and `bench --gpu` run on a GPU"));
+        }
+        self.check_cpu_dtype()
+    }
+
+    fn check_cpu_dtype(&self) -> Result<()> {
+        match self.dtype {
+            Dtype::Auto | Dtype::F32 => Ok(()),
+            Dtype::F16 | Dtype::Bf16 => {
+                let name = if self.dtype == Dtype::F16 { "f16" } else { "bf16" };
+                Err(Error::user(format!(
+                    "`--dtype {name}`: on the CPU weights are widened to f32 once, at load"
+                ))
+                .help("pass `--dtype f32`, leave the flag out, or pass `--device cuda`"))
+            }
+        }
+    }
+
+    /// Opens the device. `auto` is the first GPU where there is one and `runs_there` finds nothing against it, else the
+    /// CPU; `runs_there` says what of the run a GPU cannot do.
+    pub(super) fn open_device(&self, printer: &Printer, runs_there: &dyn Fn() -> Result<()>) -> Result<ChosenDevice> {
+        match wanted(&self.device)? {
+            Wanted::Cpu => {
+                self.check_cpu_dtype()?;
+                Ok(ChosenDevice::Cpu(Cpu))
+            }
+            Wanted::Cuda(ordinal) => {
+                let element = gpu_element(self.dtype)?;
+                runs_there()?;
+                Ok(ChosenDevice::Cuda(open_gpu(ordinal, element)?))
+            }
+            Wanted::Auto => {
+                if self.dtype == Dtype::F32 || !matches!(device_count(), Ok(1..)) {
+                    self.check_cpu_dtype()?;
+                    return Ok(ChosenDevice::Cpu(Cpu));
+                }
+                if let Err(error) = runs_there() {
+                    self.check_cpu_dtype().map_err(|_| error.clone())?;
+                    printer.detail(&format!("computing on the CPU: {}", error.message()));
+                    return Ok(ChosenDevice::Cpu(Cpu));
+                }
+                Ok(ChosenDevice::Cuda(open_gpu(0, gpu_element(self.dtype)?)?))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_or_refused() {
+        assert_eq!(wanted("auto").expect("known"), Wanted::Auto);
+        assert_eq!(wanted("cuda").expect("known"), Wanted::Cuda(0));
+        assert_eq!(wanted("cuda:3").expect("known"), Wanted::Cuda(3));
+        for text in ["gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
+            assert!(wanted(text).is_err(), "{text}");
+        }
+    }
+}

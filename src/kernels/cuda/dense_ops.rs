@@ -1,0 +1,417 @@
+//! Launches of everything in a decoder layer but attention (`linear_row.cu`, `pointwise.cu`, `sample.cu`).
+
+use super::compile::Source;
+use super::driver::{Argument, Gpu, Kernel, Launch, Memory};
+use super::gemm::Element;
+use super::{AttentionShape, Cuda, CudaBuffer, CudaMatrix, ELEMENT_BYTES, Norm, QkvPart};
+use crate::error::Result;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Threads of a block of the pointwise kernels.
+const POINTWISE_THREADS: u32 = 256;
+/// Elements that a thread of the pointwise kernels takes at once.
+const POINTWISE_ELEMENTS: usize = 8;
+/// Warps of a block of the row products that multiply; one more feeds them.
+const ROW_WARPS: usize = 8;
+/// 16-byte vectors of the activation row that a lane keeps, at most: after a norm, and without one.
+const NORM_VECTORS: usize = 4;
+const ADD_VECTORS: usize = 10;
+/// Bytes of weights that are copied at a time, and copies in flight.
+const TILE_BYTES: usize = 28 << 10;
+const MAX_SLOTS: usize = 3;
+
+/// The kernels, loaded.
+pub(super) struct DenseOps {
+    advance: Kernel,
+    embed: Kernel,
+    rms_norm_rows: Kernel,
+    norm_heads: Kernel,
+    silu_mul_rows: Kernel,
+    add_bias_rows: Kernel,
+    fill_random: Kernel,
+    norm_linear: Kernel,
+    norm_linear_silu_mul: Kernel,
+    linear_add: Kernel,
+    norm_logits: Kernel,
+    greedy: Kernel,
+    /// Best logit and its id of each block of the last unembedding.
+    best: Memory,
+    bad: Memory,
+    next_id: Memory,
+    /// Whether `next_id` belongs to the last unembedding.
+    best_known: AtomicBool,
+    /// How many ids were chosen.
+    drawn: Memory,
+}
+
+/// Whether the row products take a normed row of `inputs`, and one as it is; wider ones go through cuBLASLt.
+pub(super) fn takes_normed_row(inputs: usize) -> bool {
+    inputs <= ROW_WARPS * NORM_VECTORS * 256
+}
+
+/// See [`takes_normed_row`].
+pub(super) fn takes_row(inputs: usize) -> bool {
+    inputs <= ROW_WARPS * ADD_VECTORS * 256
+}
+
+/// How one row product is cut.
+struct RowShape {
+    blocks: usize,
+    tile_rows: usize,
+    column_warps: usize,
+    slots: usize,
+    shared_bytes: usize,
+}
+
+impl RowShape {
+    /// `segments` outputs are made together: gate and up. `vectors`: what a lane keeps of the activation row.
+    fn new(gpu: &Gpu, inputs: usize, outputs: usize, segments: usize, vectors: usize) -> Self {
+        let multiprocessors = gpu.properties().multiprocessors as usize;
+        let aligned = inputs.is_multiple_of(8);
+        // As few warps across the row as can hold it.
+        let fits =
+            |warps: &usize| ROW_WARPS.is_multiple_of(*warps) && (inputs / 8).div_ceil(*warps).div_ceil(32) <= vectors;
+        let column_warps = if aligned {
+            (1..=ROW_WARPS).find(fits).unwrap_or(ROW_WARPS)
+        } else {
+            1
+        };
+        let row_warps = ROW_WARPS / column_warps;
+        let round = (TILE_BYTES + inputs * row_warps) / (2 * inputs * row_warps);
+        let wanted = row_warps * round.max(1);
+        let tile_rows = wanted
+            .min(row_warps * (outputs / (multiprocessors * row_warps)))
+            .max(row_warps);
+        let tiles = outputs.div_ceil(tile_rows);
+        let blocks = multiprocessors.min(tiles);
+        let shared = |slots: usize| {
+            let words = segments * tiles.div_ceil(blocks) * tile_rows * column_warps;
+            let copies = if aligned {
+                slots * tile_rows * inputs * ELEMENT_BYTES
+            } else {
+                0
+            };
+            384 + 128 * words.div_ceil(32) + copies
+        };
+        let most = gpu.properties().shared_bytes_per_block as usize;
+        let slots = (1..=MAX_SLOTS).rev().find(|&slots| shared(slots) <= most).unwrap_or(1);
+        Self {
+            blocks,
+            tile_rows,
+            column_warps,
+            slots,
+            shared_bytes: shared(slots),
+        }
+    }
+
+    fn arguments(&self) -> [Argument; 3] {
+        [self.tile_rows.into(), self.column_warps.into(), self.slots.into()]
+    }
+
+    fn launch(&self) -> Launch {
+        Launch::new(self.blocks, 32 * (ROW_WARPS as u32 + 1))
+            .shared(self.shared_bytes as u32)
+            .overlapping()
+    }
+}
+
+/// Most blocks that look for the largest logit.
+const MAX_BLOCKS: usize = 4096;
+
+impl DenseOps {
+    pub(super) fn new(gpu: &Gpu, element: Element) -> Result<Self> {
+        let mut defines = element.defines();
+        let pointwise = gpu.module(Source::Pointwise, &defines)?;
+        let sample = gpu.module(Source::Sample, &defines)?;
+        defines.extend([
+            ("CONSUMERS", ROW_WARPS.to_string()),
+            ("NORM_VECTORS", NORM_VECTORS.to_string()),
+            ("ADD_VECTORS", ADD_VECTORS.to_string()),
+        ]);
+        let row = gpu.module(Source::LinearRow, &defines)?;
+        let most_shared = gpu.properties().shared_bytes_per_block;
+        let large = |name| -> Result<Kernel> {
+            let kernel = row.kernel(name)?;
+            kernel.allow_shared(gpu, most_shared);
+            Ok(kernel)
+        };
+        let operations = Self {
+            advance: gpu.module(Source::Advance, &defines)?.kernel("advance")?,
+            embed: pointwise.kernel("embed")?,
+            rms_norm_rows: pointwise.kernel("rms_norm_rows")?,
+            norm_heads: pointwise.kernel("norm_heads")?,
+            silu_mul_rows: pointwise.kernel("silu_mul_rows")?,
+            add_bias_rows: pointwise.kernel("add_bias_rows")?,
+            fill_random: pointwise.kernel("fill_random")?,
+            norm_linear: large("norm_linear")?,
+            norm_linear_silu_mul: large("norm_linear_silu_mul")?,
+            linear_add: large("linear_add")?,
+            norm_logits: large("norm_logits")?,
+            greedy: sample.kernel("greedy")?,
+            best: gpu.allocate(MAX_BLOCKS * size_of::<u64>()),
+            bad: gpu.allocate(size_of::<u32>()),
+            next_id: gpu.allocate(size_of::<u32>()),
+            best_known: AtomicBool::new(false),
+            drawn: gpu.allocate(size_of::<u32>()),
+        };
+        gpu.status()?;
+        Ok(operations)
+    }
+
+    fn run(gpu: &Gpu, kernel: &Kernel, launch: Launch, arguments: &[Argument]) {
+        // SAFETY: every caller below passes buffers whose sizes the decoder made from the same shapes.
+        unsafe { gpu.launch(kernel, launch, arguments) };
+    }
+
+    /// Tells the next step which id it starts from.
+    pub(super) fn set_next_id(&self, gpu: &Gpu, id: u32) {
+        gpu.upload(&self.next_id, 0, &id.to_le_bytes());
+    }
+
+    /// The id that was chosen last becomes `ids[0]`; `count` counters, `stride` integers apart, go up by one.
+    pub(super) fn advance(&self, gpu: &Gpu, ids: &Memory, counters: &Memory, count: usize, stride: usize) {
+        let arguments = [
+            ids.start(),
+            self.next_id.start(),
+            counters.start(),
+            count.into(),
+            stride.into(),
+        ];
+        Self::run(gpu, &self.advance, Launch::new(1, 32).overlapping(), &arguments);
+    }
+
+    pub(super) fn embed(&self, gpu: &Gpu, table: &CudaMatrix, ids: &Memory, rows: usize, out: &mut CudaBuffer) {
+        let arguments = [
+            ids.start(),
+            table.memory.start(),
+            out.memory.start(),
+            table.cols.into(),
+            table.rows.into(),
+        ];
+        let launch = Launch::new(rows, POINTWISE_THREADS).overlapping();
+        Self::run(gpu, &self.embed, launch, &arguments);
+    }
+
+    pub(super) fn rms_norm(
+        &self,
+        gpu: &Gpu,
+        x: &CudaBuffer,
+        weight: &CudaBuffer,
+        eps: f32,
+        rows: Range<usize>,
+        out: &mut CudaBuffer,
+    ) {
+        let width = weight.len;
+        let arguments = [
+            x.memory.at(rows.start * width * size_of::<f32>()),
+            weight.memory.start(),
+            Argument::I32(1),
+            out.memory.start(),
+            width.into(),
+            eps.into(),
+        ];
+        let launch = Launch::new(rows.len(), POINTWISE_THREADS).overlapping();
+        Self::run(gpu, &self.rms_norm_rows, launch, &arguments);
+    }
+
+    pub(super) fn norm_heads(
+        &self,
+        gpu: &Gpu,
+        qkv: &mut CudaBuffer,
+        rows: usize,
+        shape: &AttentionShape,
+        part: QkvPart,
+        weight: &CudaBuffer,
+        eps: f32,
+    ) {
+        let (offset, heads) = match part {
+            QkvPart::Queries => (0, shape.query_heads),
+            QkvPart::Keys => (shape.key_offset(), shape.kv_heads),
+        };
+        let d = shape.head_dim;
+        // Lanes that share a head: the least power of two that covers it, 8 elements each.
+        let vectors = d / POINTWISE_ELEMENTS;
+        let lanes = if d.is_multiple_of(POINTWISE_ELEMENTS) && vectors <= 32 {
+            vectors.next_power_of_two()
+        } else {
+            32
+        };
+        let arguments = [
+            qkv.memory.start(),
+            rows.into(),
+            shape.qkv_width().into(),
+            offset.into(),
+            heads.into(),
+            d.into(),
+            weight.memory.start(),
+            Argument::I32(1),
+            eps.into(),
+        ];
+        let blocks = (rows * heads * lanes).div_ceil(POINTWISE_THREADS as usize);
+        let launch = Launch::new(blocks, POINTWISE_THREADS).overlapping();
+        Self::run(gpu, &self.norm_heads, launch, &arguments);
+    }
+
+    pub(super) fn silu_mul(&self, gpu: &Gpu, gate_up: &CudaBuffer, rows: usize, width: usize, out: &mut CudaBuffer) {
+        let arguments = [gate_up.memory.start(), out.memory.start(), width.into()];
+        Self::run(gpu, &self.silu_mul_rows, rows_of_width(rows, width), &arguments);
+    }
+
+    pub(super) fn add_bias(&self, gpu: &Gpu, bias: &Memory, rows: usize, width: usize, out: &mut CudaBuffer) {
+        let arguments = [out.memory.start(), bias.start(), width.into()];
+        Self::run(gpu, &self.add_bias_rows, rows_of_width(rows, width), &arguments);
+    }
+
+    /// Normal numbers of `deviation` into elements.
+    pub(super) fn fill_random(&self, gpu: &Gpu, to: &Memory, elements: usize, seed: u64, deviation: f32) {
+        let arguments = [
+            to.start(),
+            Argument::I64(elements as i64),
+            Argument::I64(seed as i64),
+            deviation.into(),
+            0.0.into(),
+        ];
+        let blocks = gpu.properties().multiprocessors as usize * 32;
+        Self::run(
+            gpu,
+            &self.fill_random,
+            Launch::new(blocks, POINTWISE_THREADS),
+            &arguments,
+        );
+    }
+
+    fn normed_row(
+        gpu: &Gpu,
+        kernel: &Kernel,
+        x: Argument,
+        norm: &Norm<'_, Cuda>,
+        w: &CudaMatrix,
+        bias: Option<&Memory>,
+        outputs: &[Argument],
+        segments: usize,
+    ) {
+        let shape = RowShape::new(gpu, w.cols, w.rows / segments, segments, NORM_VECTORS);
+        let mut arguments = vec![
+            w.memory.start(),
+            bias.map_or(Argument::NULL, Memory::start),
+            x,
+            norm.weight.memory.start(),
+        ];
+        arguments.extend_from_slice(outputs);
+        arguments.extend([
+            w.cols.into(),
+            (w.rows / segments).into(),
+            Argument::I32(1),
+            norm.eps.into(),
+        ]);
+        arguments.extend(shape.arguments());
+        Self::run(gpu, kernel, shape.launch(), &arguments);
+    }
+
+    pub(super) fn norm_linear(
+        &self,
+        gpu: &Gpu,
+        x: &CudaBuffer,
+        norm: &Norm<'_, Cuda>,
+        w: &CudaMatrix,
+        bias: Option<&CudaBuffer>,
+        out: &mut CudaBuffer,
+    ) {
+        let bias = bias.and_then(|bias| bias.elements.as_ref());
+        let (x, outputs) = (x.memory.start(), [out.memory.start()]);
+        Self::normed_row(gpu, &self.norm_linear, x, norm, w, bias, &outputs, 1);
+    }
+
+    pub(super) fn norm_linear_silu_mul(
+        &self,
+        gpu: &Gpu,
+        x: &CudaBuffer,
+        norm: &Norm<'_, Cuda>,
+        w: &CudaMatrix,
+        bias: Option<&CudaBuffer>,
+        out: &mut CudaBuffer,
+    ) {
+        let bias = bias.and_then(|bias| bias.elements.as_ref());
+        let (x, outputs) = (x.memory.start(), [out.memory.start()]);
+        Self::normed_row(gpu, &self.norm_linear_silu_mul, x, norm, w, bias, &outputs, 2);
+    }
+
+    /// Logits of row `row`, and for [`DenseOps::greedy`] the best of each block.
+    pub(super) fn norm_logits(
+        &self,
+        gpu: &Gpu,
+        x: &CudaBuffer,
+        norm: &Norm<'_, Cuda>,
+        row: usize,
+        w: &CudaMatrix,
+        out: &mut CudaBuffer,
+    ) {
+        let x = x.memory.at(row * w.cols * size_of::<f32>());
+        let outputs = [out.memory.start(), self.best.start(), self.bad.start()];
+        Self::normed_row(gpu, &self.norm_logits, x, norm, w, None, &outputs, 1);
+    }
+
+    /// Finds the id of the largest logit of the last unembedding of one row of rows of `width` with `vocabulary` outputs.
+    pub(super) fn greedy(&self, gpu: &Gpu, width: usize, vocabulary: usize) {
+        self.best_known.store(true, Ordering::Relaxed);
+        let blocks = RowShape::new(gpu, width, vocabulary, 1, NORM_VECTORS).blocks;
+        let arguments = [
+            self.best.start(),
+            blocks.into(),
+            self.next_id.start(),
+            Argument::NULL,
+            self.drawn.start(),
+            Argument::I32(0),
+        ];
+        Self::run(
+            gpu,
+            &self.greedy,
+            Launch::new(1, POINTWISE_THREADS).overlapping(),
+            &arguments,
+        );
+    }
+
+    /// The last unembedding did not look for the largest logit.
+    pub(super) fn forget_best(&self) {
+        self.best_known.store(false, Ordering::Relaxed);
+    }
+
+    /// What [`DenseOps::greedy`] found; `None` if a logit was NaN or infinite. Waits for it.
+    pub(super) fn best_id(&self, gpu: &Gpu) -> Option<u32> {
+        if !self.best_known.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (mut bad, mut id) = ([0u8; 4], [0u8; 4]);
+        gpu.download(&self.bad, 0, &mut bad).ok()?;
+        gpu.download(&self.next_id, 0, &mut id).ok()?;
+        (u32::from_le_bytes(bad) == 0).then(|| u32::from_le_bytes(id))
+    }
+
+    pub(super) fn linear_add(
+        &self,
+        gpu: &Gpu,
+        x: &CudaBuffer,
+        w: &CudaMatrix,
+        bias: Option<&Memory>,
+        out: &mut CudaBuffer,
+    ) {
+        let shape = RowShape::new(gpu, w.cols, w.rows, 1, ADD_VECTORS);
+        let mut arguments = vec![
+            w.memory.start(),
+            bias.map_or(Argument::NULL, Memory::start),
+            x.memory.start(),
+            out.memory.start(),
+            w.cols.into(),
+            w.rows.into(),
+        ];
+        arguments.extend(shape.arguments());
+        Self::run(gpu, &self.linear_add, shape.launch(), &arguments);
+    }
+}
+
+/// Blocks for `rows` rows of `width`, a few of them a row.
+fn rows_of_width(rows: usize, width: usize) -> Launch {
+    let per_block = POINTWISE_THREADS as usize * POINTWISE_ELEMENTS;
+    Launch::new((width.div_ceil(per_block), rows), POINTWISE_THREADS).overlapping()
+}

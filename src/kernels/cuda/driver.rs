@@ -1,0 +1,840 @@
+//! The CUDA driver behind a few small types: a device, its memory, its kernels, recorded graphs, events.
+//!
+//! The libraries are opened at run time; nothing of CUDA is needed to build. Work is queued on one stream and the host
+//! waits only where it reads. A failed call poisons the device: later calls do nothing, and [`Gpu::status`] returns the
+//! first failure. So a forward pass need not be checked launch by launch, and nothing is computed from garbage.
+
+use super::compile::{KernelCache, Module, Source};
+use super::gemm::Gemm;
+use crate::bytes::human_bytes;
+use crate::error::{Error, Result};
+use cudarc::driver::{CudaContext, DriverError, result, sys};
+use std::ffi::c_void;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The oldest driver that has all the calls made here (12.4: what parameters a kernel takes).
+const OLDEST_DRIVER: i32 = 12040;
+
+/// What a device is, as far as launches depend on it.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Properties {
+    /// Marketing name.
+    pub name: String,
+    /// Compute capability, such as 90.
+    pub compute_capability: u32,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Shared memory that one block may take, in bytes.
+    pub shared_bytes_per_block: u32,
+    /// L2 cache in bytes.
+    pub l2_bytes: usize,
+    /// Device memory in bytes.
+    pub memory_bytes: usize,
+    /// CUDA version of the driver, such as 13000.
+    pub driver_version: i32,
+}
+
+impl Properties {
+    /// The architecture that kernels are compiled for; with the features of exactly this chip where it has some.
+    pub fn architecture(&self) -> String {
+        let suffix = if matches!(self.compute_capability, 90 | 100 | 103) {
+            "a"
+        } else {
+            ""
+        };
+        format!("sm_{}{suffix}", self.compute_capability)
+    }
+}
+
+struct Inner {
+    context: Arc<CudaContext>,
+    stream: sys::CUstream,
+    properties: Properties,
+    failure: Mutex<Option<Error>>,
+    allocated: AtomicUsize,
+    peak: AtomicUsize,
+    kernels: KernelCache,
+    gemm: Mutex<Option<Gemm>>,
+}
+
+// SAFETY: the driver's handles may be used from any thread in which the context is current; every call binds it first.
+unsafe impl Send for Inner {}
+// SAFETY: as above; the driver serialises access to a stream, all other state is behind locks or atomic.
+unsafe impl Sync for Inner {}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Ok(gemm) = self.gemm.get_mut() {
+            gemm.take();
+        }
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: the stream was created in `Gpu::open` and nobody else holds it.
+            let _ = unsafe { result::stream::destroy(self.stream) };
+        }
+    }
+}
+
+/// One CUDA device and the stream that all work is queued on. Clones share it.
+#[derive(Clone)]
+pub struct Gpu(Arc<Inner>);
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.properties.fmt(f)
+    }
+}
+
+/// Which CUDA library is missing, if one is; asked before any call, since a call into a missing library would panic.
+pub fn missing_library() -> Option<Error> {
+    // SAFETY: the three only try to open a library.
+    let (driver, compiler, products) = unsafe {
+        (
+            sys::is_culib_present(),
+            cudarc::nvrtc::sys::is_culib_present(),
+            cudarc::cublaslt::sys::is_culib_present(),
+        )
+    };
+    let runtime = "install the CUDA runtime libraries (`pip install nvidia-cuda-nvrtc nvidia-cublas` has them) and put \
+                   their folder on `LD_LIBRARY_PATH`, or pass `--device cpu`";
+    if !driver {
+        Some(
+            Error::environment("there is no CUDA device: the NVIDIA driver (libcuda) was not found")
+                .help("install the NVIDIA driver, or pass `--device cpu`"),
+        )
+    } else if !compiler {
+        Some(Error::environment("the CUDA kernel compiler NVRTC (libnvrtc) was not found").help(runtime))
+    } else if !products {
+        Some(Error::environment("the CUDA matrix library cuBLASLt (libcublasLt) was not found").help(runtime))
+    } else {
+        None
+    }
+}
+
+/// What a failed call says of itself.
+fn reason(error: DriverError) -> String {
+    match (error.error_name(), error.error_string()) {
+        (Ok(name), Ok(text)) => format!("{} ({})", text.to_string_lossy(), name.to_string_lossy()),
+        _ => format!("{error:?}"),
+    }
+}
+
+fn failed(what: &str, error: DriverError) -> Error {
+    Error::environment(format!("{what} failed on the CUDA device: {}", reason(error)))
+}
+
+/// Number of devices that the driver shows; an error names what is missing.
+pub fn device_count() -> Result<usize> {
+    if let Some(error) = missing_library() {
+        return Err(error);
+    }
+    let help = "check `nvidia-smi`, or pass `--device cpu`";
+    result::init().map_err(|e| failed("starting the driver", e).help(help))?;
+    let count = result::device::get_count().map_err(|e| failed("counting devices", e).help(help))?;
+    Ok(count as usize)
+}
+
+impl Gpu {
+    /// Opens device `ordinal`. Compiled kernels are kept in `kernel_cache`; `None`: nowhere.
+    pub fn open(ordinal: usize, kernel_cache: Option<PathBuf>) -> Result<Self> {
+        let count = device_count()?;
+        if ordinal >= count {
+            return Err(Error::environment(format!(
+                "`cuda:{ordinal}` does not exist: the driver shows {count} devices"
+            ))
+            .help(if count == 0 {
+                "pass `--device cpu`".to_owned()
+            } else {
+                format!("pass `--device cuda:{}` or less", count - 1)
+            }));
+        }
+        let mut driver_version = 0;
+        // SAFETY: writes one integer.
+        unsafe { sys::cuDriverGetVersion(&raw mut driver_version) }
+            .result()
+            .map_err(|e| failed("asking for the driver's version", e))?;
+        if driver_version < OLDEST_DRIVER {
+            return Err(Error::environment(format!(
+                "the NVIDIA driver is for CUDA {}.{}, and the GPU engine needs 12.4 or later",
+                driver_version / 1000,
+                driver_version % 1000 / 10
+            ))
+            .help("update the NVIDIA driver, or pass `--device cpu`"));
+        }
+        let opening = |e| failed(&format!("opening `cuda:{ordinal}`"), e).help("check `nvidia-smi`");
+        let context = CudaContext::new(ordinal).map_err(opening)?;
+        let properties = properties(&context, driver_version).map_err(opening)?;
+        if properties.compute_capability < 80 {
+            return Err(Error::environment(format!(
+                "{} has compute capability {}.{}, and the GPU engine needs 8.0 (Ampere) or later",
+                properties.name,
+                properties.compute_capability / 10,
+                properties.compute_capability % 10
+            ))
+            .help("pass `--device cpu`"));
+        }
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(opening)?;
+        let kernels = KernelCache::new(properties.architecture(), kernel_cache)?;
+        let gpu = Self(Arc::new(Inner {
+            context,
+            stream,
+            properties,
+            failure: Mutex::new(None),
+            allocated: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            kernels,
+            gemm: Mutex::new(None),
+        }));
+        let gemm = Gemm::new(&gpu)?;
+        *gpu.0.gemm.lock().unwrap_or_else(PoisonError::into_inner) = Some(gemm);
+        Ok(gpu)
+    }
+
+    /// What the device is.
+    pub fn properties(&self) -> &Properties {
+        &self.0.properties
+    }
+
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.0.stream
+    }
+
+    /// The matrix products of this device.
+    pub(super) fn with_gemm(&self, body: impl FnOnce(&mut Gemm)) {
+        let mut gemm = self.0.gemm.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gemm) = gemm.as_mut() {
+            body(gemm);
+        }
+    }
+
+    /// The first failure, if any call failed so far.
+    pub fn status(&self) -> Result<()> {
+        match &*self.0.failure.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    fn healthy(&self) -> bool {
+        self.status().is_ok()
+    }
+
+    /// Remembers the first failure.
+    pub(super) fn fail(&self, error: Error) {
+        let mut failure = self.0.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert(error);
+    }
+
+    /// Runs a driver call unless the device is poisoned, with its context current in this thread.
+    fn call<T>(&self, what: &str, body: impl FnOnce() -> Result<T, DriverError>) -> Option<T> {
+        if !self.healthy() {
+            return None;
+        }
+        match self.0.context.bind_to_thread().and_then(|()| body()) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.fail(failed(what, error));
+                None
+            }
+        }
+    }
+
+    /// Waits until all queued work is done.
+    pub fn synchronize(&self) -> Result<()> {
+        // SAFETY: the stream lives as long as `self`.
+        self.call("a kernel", || unsafe { result::stream::synchronize(self.0.stream) });
+        self.status()
+    }
+
+    /// Free and total bytes of device memory.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        let answer = self.call("asking for free memory", result::mem_get_info);
+        self.status()?;
+        answer.ok_or_else(|| Error::bug("no answer of the driver and no failure"))
+    }
+
+    /// Bytes allocated now through this device.
+    pub fn allocated_bytes(&self) -> usize {
+        self.0.allocated.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes that were allocated at once since [`Gpu::reset_peak`].
+    pub fn peak_bytes(&self) -> usize {
+        self.0.peak.load(Ordering::Relaxed)
+    }
+
+    /// Starts a new measurement of the peak.
+    pub fn reset_peak(&self) {
+        self.0.peak.store(self.allocated_bytes(), Ordering::Relaxed);
+    }
+
+    /// `bytes` zero bytes of device memory. Out of memory poisons the device with an error that says how much was asked.
+    pub fn allocate(&self, bytes: usize) -> Memory {
+        let rounded = bytes.next_multiple_of(16).max(16);
+        let mut pointer = 0;
+        if self.healthy() && self.0.context.bind_to_thread().is_ok() {
+            // SAFETY: the pointer is owned by the `Memory` below, which frees it once.
+            match unsafe { result::malloc_sync(rounded) } {
+                Ok(allocated) => {
+                    pointer = allocated;
+                    let now = self.0.allocated.fetch_add(rounded, Ordering::Relaxed) + rounded;
+                    self.0.peak.fetch_max(now, Ordering::Relaxed);
+                    // SAFETY: the range was just allocated.
+                    self.call("clearing memory", || unsafe {
+                        result::memset_d8_async(pointer, 0, rounded, self.0.stream)
+                    });
+                }
+                Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => self.fail(self.out_of_memory(rounded)),
+                Err(error) => self.fail(failed("allocating memory", error)),
+            }
+        }
+        Memory {
+            gpu: self.clone(),
+            pointer,
+            bytes: rounded,
+        }
+    }
+
+    fn out_of_memory(&self, wanted: usize) -> Error {
+        let (free, total) = result::mem_get_info().unwrap_or((0, self.0.properties.memory_bytes));
+        Error::environment(format!(
+            "OOM: the CUDA device has no {} in one piece; {} of {} are free",
+            human_bytes(wanted),
+            human_bytes(free),
+            human_bytes(total)
+        ))
+        .note(format!(
+            "{} are allocated by this run",
+            human_bytes(self.allocated_bytes())
+        ))
+        .help("pass a smaller `--max-context` or `--prefill-block`, or `--device cpu`")
+    }
+
+    /// Device memory with the given content.
+    pub fn upload_new(&self, data: &[u8]) -> Memory {
+        let memory = self.allocate(data.len());
+        self.upload(&memory, 0, data);
+        memory
+    }
+
+    /// Copies host bytes to `memory` at `offset`. The bytes may be reused at once.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub fn upload(&self, memory: &Memory, offset: usize, data: &[u8]) {
+        assert!(
+            offset + data.len() <= memory.bytes,
+            "upload past the end of device memory"
+        );
+        // SAFETY: the range lies inside the allocation; pageable host memory is staged before the call returns.
+        self.call("an upload", || unsafe {
+            result::memcpy_htod_async(memory.pointer + offset as u64, data, self.0.stream)
+        });
+    }
+
+    /// Copies device bytes at `offset` to `out` and waits for them.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn download(&self, memory: &Memory, offset: usize, out: &mut [u8]) -> Result<()> {
+        assert!(
+            offset + out.len() <= memory.bytes,
+            "download past the end of device memory"
+        );
+        // SAFETY: the range lies inside the allocation, and `out` outlives the wait below.
+        self.call("a download", || unsafe {
+            result::memcpy_dtoh_async(out, memory.pointer + offset as u64, self.0.stream)
+        });
+        self.synchronize()
+    }
+
+    /// The kernels of `source` compiled with `defines`, such as `("HEAD_DIM", "128")`.
+    pub fn module(&self, source: Source, defines: &[(&str, String)]) -> Result<Arc<Module>> {
+        self.status()?;
+        self.0
+            .context
+            .bind_to_thread()
+            .map_err(|e| failed("binding the device", e))?;
+        self.0.kernels.module(source, defines)
+    }
+
+    /// Queues a kernel.
+    ///
+    /// # Safety
+    /// The arguments must be those of the kernel, in order, and every access it makes with them must stay inside live
+    /// device memory.
+    pub(super) unsafe fn launch(&self, kernel: &Kernel, shape: Launch, arguments: &[Argument]) {
+        // The driver reads as many values as the kernel declares, whatever it is given.
+        let given: Vec<usize> = arguments.iter().map(Argument::bytes).collect();
+        if !kernel.takes(&given) {
+            self.fail(Error::bug(format!(
+                "the kernel `{}` takes parameters of {:?} bytes and was given {given:?}",
+                kernel.name, kernel.parameters
+            )));
+            return;
+        }
+        let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::payload).collect();
+        let mut attributes = [sys::CUlaunchAttribute_st {
+            id: sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue_union {
+                programmaticStreamSerializationAllowed: 1,
+            },
+        }];
+        let overlaps = shape.overlaps && self.0.properties.compute_capability >= 90;
+        let config = sys::CUlaunchConfig_st {
+            gridDimX: shape.grid.0,
+            gridDimY: shape.grid.1,
+            gridDimZ: shape.grid.2,
+            blockDimX: shape.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shape.shared_bytes,
+            hStream: self.0.stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: u32::from(overlaps),
+        };
+        self.call(&format!("launching the kernel `{}`", kernel.name), || {
+            // SAFETY: the caller vouches for the arguments; the pointer array lives until the call returns, which is
+            // when the driver has copied the values.
+            unsafe {
+                sys::cuLaunchKernelEx(
+                    &raw const config,
+                    kernel.function,
+                    pointers.as_mut_ptr(),
+                    std::ptr::null_mut(),
+                )
+            }
+            .result()
+        });
+    }
+
+    /// A descriptor with which the tensor copy engine reads tiles of `box_rows` rows of one head, in 128-byte panels that
+    /// it swizzles.
+    pub(super) fn tensor_map(
+        &self,
+        memory: &Memory,
+        element: super::Element,
+        layout: &TensorLayout,
+    ) -> Result<Argument> {
+        let bytes = |elements: usize| (elements * super::ELEMENT_BYTES) as u64;
+        let panels = (layout.width / PANEL) as u64;
+        let dimensions = [
+            PANEL as u64,
+            layout.rows as u64,
+            panels,
+            layout.heads as u64,
+            layout.chunks as u64,
+        ];
+        let strides = [
+            bytes(layout.row_stride),
+            bytes(PANEL),
+            bytes(layout.head_stride),
+            bytes(layout.chunk_stride),
+        ];
+        let tile = [PANEL as u32, layout.box_rows as u32, panels as u32, 1, 1];
+        let steps = [1u32; 5];
+        let kind = match element {
+            super::Element::Bf16 => sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            super::Element::F16 => sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        };
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        self.call("describing a tensor", || {
+            // SAFETY: the arrays have the five entries that the rank promises (four strides); the map is written whole.
+            unsafe {
+                sys::cuTensorMapEncodeTiled(
+                    &raw mut map,
+                    kind,
+                    5,
+                    memory.pointer as *mut c_void,
+                    dimensions.as_ptr(),
+                    strides.as_ptr(),
+                    tile.as_ptr(),
+                    steps.as_ptr(),
+                    sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                    sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+                    sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                    sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+                )
+            }
+            .result()
+        });
+        self.status()?;
+        Ok(Argument::TensorMap(map))
+    }
+
+    /// Queues what `body` queues, as one graph: recorded now, launched now and any number of times later.
+    pub fn record(&self, body: impl FnOnce()) -> Option<Graph> {
+        self.call("starting to record a graph", || unsafe {
+            // SAFETY: the stream lives as long as `self`.
+            result::stream::begin_capture(
+                self.0.stream,
+                sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+            )
+        })?;
+        body();
+        // Ended even after a failure: a stream left in capture refuses everything.
+        // SAFETY: capture was begun above on this stream.
+        let graph = unsafe { result::stream::end_capture(self.0.stream) };
+        let graph = self.call("recording a graph", || graph)?;
+        let executable = self.call("preparing a graph", || {
+            let mut executable = std::ptr::null_mut();
+            // SAFETY: `graph` is the one just recorded; it is destroyed once, here.
+            unsafe {
+                let made = sys::cuGraphInstantiateWithFlags(&raw mut executable, graph, 0).result();
+                result::graph::destroy(graph)?;
+                made?;
+            }
+            Ok(executable)
+        })?;
+        Some(Graph {
+            gpu: self.clone(),
+            executable,
+        })
+    }
+
+    /// A point in the stream.
+    pub fn event(&self) -> Option<Event> {
+        let flags = sys::CUevent_flags_enum::CU_EVENT_DEFAULT;
+        let event = self.call("making an event", || result::event::create(flags))?;
+        // SAFETY: event and stream are alive.
+        self.call("recording an event", || unsafe {
+            result::event::record(event, self.0.stream)
+        })?;
+        Some(Event {
+            gpu: self.clone(),
+            event,
+        })
+    }
+}
+
+fn properties(context: &CudaContext, driver_version: i32) -> Result<Properties, DriverError> {
+    use sys::CUdevice_attribute_enum as Attribute;
+    let attribute = |which| context.attribute(which).map(|value| value as u32);
+    Ok(Properties {
+        name: context.name()?,
+        compute_capability: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? * 10
+            + attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_bytes_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
+        memory_bytes: result::mem_get_info()?.1,
+        driver_version,
+    })
+}
+
+/// Device memory; freed when dropped.
+pub struct Memory {
+    gpu: Gpu,
+    pointer: sys::CUdeviceptr,
+    bytes: usize,
+}
+
+impl Memory {
+    /// Bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The device it lies on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// As a kernel argument, `offset` bytes from the start.
+    pub fn at(&self, offset: usize) -> Argument {
+        debug_assert!(offset <= self.bytes, "{offset} of {}", self.bytes);
+        Argument::Pointer(self.pointer + offset as u64)
+    }
+
+    /// The start as a kernel argument.
+    pub fn start(&self) -> Argument {
+        Argument::Pointer(self.pointer)
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        self.pointer
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.pointer == 0 {
+            return;
+        }
+        self.gpu.0.allocated.fetch_sub(self.bytes, Ordering::Relaxed);
+        if self.gpu.0.context.bind_to_thread().is_ok() {
+            // SAFETY: allocated once, freed once; the driver waits for work that uses it.
+            let _ = unsafe { result::free_sync(self.pointer) };
+        }
+    }
+}
+
+/// One argument of a kernel.
+#[derive(Debug, Clone, Copy)]
+pub enum Argument {
+    /// Device memory.
+    Pointer(u64),
+    /// `int`, or `unsigned`.
+    I32(i32),
+    /// `long long`, or `unsigned long long`.
+    I64(i64),
+    /// `float`.
+    F32(f32),
+    /// A descriptor for the tensor copy engine, by value.
+    TensorMap(sys::CUtensorMap),
+    /// A structure, by value; the driver takes as many bytes as the kernel declares.
+    Structure([u64; 20]),
+}
+
+impl Argument {
+    /// No memory.
+    pub(super) const NULL: Self = Self::Pointer(0);
+
+    /// Bytes of the value; a structure counts as whatever the kernel declares.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::I32(_) | Self::F32(_) => 4,
+            Self::Pointer(_) | Self::I64(_) => 8,
+            Self::TensorMap(_) => size_of::<sys::CUtensorMap>(),
+            Self::Structure(_) => 0,
+        }
+    }
+
+    /// Where the driver finds the value; it only reads.
+    fn payload(&self) -> *mut c_void {
+        match self {
+            Self::Pointer(x) => std::ptr::from_ref(x).cast_mut().cast(),
+            Self::I32(x) => std::ptr::from_ref(x).cast_mut().cast(),
+            Self::I64(x) => std::ptr::from_ref(x).cast_mut().cast(),
+            Self::F32(x) => std::ptr::from_ref(x).cast_mut().cast(),
+            Self::TensorMap(x) => std::ptr::from_ref(x).cast_mut().cast(),
+            Self::Structure(x) => std::ptr::from_ref(x).cast_mut().cast(),
+        }
+    }
+}
+
+impl From<usize> for Argument {
+    /// As `int`, which is what kernels take for sizes.
+    fn from(x: usize) -> Self {
+        debug_assert!(i32::try_from(x).is_ok(), "{x} does not fit a kernel's int");
+        Self::I32(x as i32)
+    }
+}
+
+impl From<f32> for Argument {
+    fn from(x: f32) -> Self {
+        Self::F32(x)
+    }
+}
+
+impl From<&Memory> for Argument {
+    fn from(memory: &Memory) -> Self {
+        memory.start()
+    }
+}
+
+/// Elements of one 128-byte panel of the tensor copy engine.
+const PANEL: usize = 64;
+
+/// A tensor `[chunks][heads][rows][width]` with any strides, in elements.
+pub(super) struct TensorLayout {
+    /// Elements of a row, a multiple of 64.
+    pub width: usize,
+    pub rows: usize,
+    pub row_stride: usize,
+    pub heads: usize,
+    pub head_stride: usize,
+    pub chunks: usize,
+    pub chunk_stride: usize,
+    /// Rows of a tile.
+    pub box_rows: usize,
+}
+
+/// A compiled kernel; its module outlives it inside the device's cache.
+#[derive(Clone)]
+pub struct Kernel {
+    pub(super) function: sys::CUfunction,
+    pub(super) name: &'static str,
+    /// Bytes of each parameter.
+    parameters: Vec<usize>,
+}
+
+// SAFETY: a function handle is an immutable token of the driver.
+unsafe impl Send for Kernel {}
+// SAFETY: as above.
+unsafe impl Sync for Kernel {}
+
+impl Kernel {
+    /// The loaded function `name`, with what the driver knows of its parameters.
+    pub(super) fn new(function: sys::CUfunction, name: &'static str) -> Self {
+        let mut parameters = Vec::new();
+        let (mut offset, mut bytes) = (0, 0);
+        // SAFETY: writes two integers; the driver refuses an index past the last parameter.
+        while unsafe { sys::cuFuncGetParamInfo(function, parameters.len(), &raw mut offset, &raw mut bytes) }
+            .result()
+            .is_ok()
+        {
+            parameters.push(bytes);
+        }
+        Self {
+            function,
+            name,
+            parameters,
+        }
+    }
+
+    /// Whether values of these sizes are what the kernel declares; 0 stands for a structure.
+    fn takes(&self, given: &[usize]) -> bool {
+        let fits = |(&declared, &given): (&usize, &usize)| {
+            declared == given || given == 0 && declared <= size_of::<[u64; 20]>()
+        };
+        self.parameters.len() == given.len() && self.parameters.iter().zip(given).all(fits)
+    }
+
+    /// Lets a block of this kernel take `bytes` of dynamic shared memory.
+    pub(super) fn allow_shared(&self, gpu: &Gpu, bytes: u32) {
+        use sys::CUfunction_attribute_enum as Attribute;
+        gpu.call("raising the shared memory of a kernel", || {
+            // SAFETY: the function is loaded; the driver checks the size.
+            unsafe {
+                result::function::set_function_attribute(
+                    self.function,
+                    Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    bytes as i32,
+                )?;
+                // All of the first-level cache as shared memory.
+                result::function::set_function_attribute(
+                    self.function,
+                    Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                    100,
+                )
+            }
+        });
+    }
+
+    /// Blocks of `threads` threads and `shared_bytes` that run on one multiprocessor at once.
+    pub(super) fn blocks_per_multiprocessor(&self, gpu: &Gpu, threads: u32, shared_bytes: u32) -> u32 {
+        let mut blocks = 0;
+        gpu.call("asking for a kernel's occupancy", || {
+            // SAFETY: writes one integer.
+            unsafe {
+                sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                    &raw mut blocks,
+                    self.function,
+                    threads as i32,
+                    shared_bytes as usize,
+                )
+            }
+            .result()
+        });
+        blocks.max(0) as u32
+    }
+}
+
+/// Grid, block and shared memory of one launch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Launch {
+    pub grid: (u32, u32, u32),
+    pub block: u32,
+    pub shared_bytes: u32,
+    /// Programmatic dependent launch: the kernel may start while the one before it drains, and waits for it itself.
+    pub overlaps: bool,
+}
+
+impl Launch {
+    pub(super) fn new(grid: impl Into<Grid>, block: u32) -> Self {
+        Self {
+            grid: grid.into().0,
+            block,
+            shared_bytes: 0,
+            overlaps: false,
+        }
+    }
+
+    pub(super) fn shared(self, shared_bytes: u32) -> Self {
+        Self { shared_bytes, ..self }
+    }
+
+    pub(super) fn overlapping(self) -> Self {
+        Self { overlaps: true, ..self }
+    }
+}
+
+/// Blocks in up to three directions.
+pub(super) struct Grid((u32, u32, u32));
+
+impl From<usize> for Grid {
+    fn from(x: usize) -> Self {
+        Self((x as u32, 1, 1))
+    }
+}
+impl From<(usize, usize)> for Grid {
+    fn from((x, y): (usize, usize)) -> Self {
+        Self((x as u32, y as u32, 1))
+    }
+}
+impl From<(usize, usize, usize)> for Grid {
+    fn from((x, y, z): (usize, usize, usize)) -> Self {
+        Self((x as u32, y as u32, z as u32))
+    }
+}
+
+/// A recorded sequence of kernels.
+pub struct Graph {
+    gpu: Gpu,
+    executable: sys::CUgraphExec,
+}
+
+// SAFETY: used from one thread at a time through `&self` of a device that binds its context first.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Queues the sequence once more.
+    pub fn launch(&self) {
+        // SAFETY: graph and stream are alive.
+        self.gpu.call("launching a graph", || unsafe {
+            result::graph::launch(self.executable, self.gpu.0.stream)
+        });
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.gpu.0.context.bind_to_thread().is_ok() {
+            // SAFETY: instantiated once, destroyed once.
+            let _ = unsafe { result::graph::exec_destroy(self.executable) };
+        }
+    }
+}
+
+/// A point in the stream, for timing.
+pub struct Event {
+    gpu: Gpu,
+    event: sys::CUevent,
+}
+
+impl Event {
+    /// Seconds from `earlier` to this event; waits for it.
+    pub fn seconds_since(&self, earlier: &Self) -> Result<f64> {
+        let answer = self.gpu.call("reading an event", || {
+            // SAFETY: both events are alive and were recorded.
+            unsafe {
+                result::event::synchronize(self.event)?;
+                result::event::elapsed(earlier.event, self.event)
+            }
+        });
+        self.gpu.status()?;
+        Ok(f64::from(answer.unwrap_or(f32::NAN)) * 1e-3)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.gpu.0.context.bind_to_thread().is_ok() {
+            // SAFETY: created once, destroyed once.
+            let _ = unsafe { result::event::destroy(self.event) };
+        }
+    }
+}

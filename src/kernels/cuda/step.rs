@@ -1,0 +1,286 @@
+//! One decode step of one layer under `TokenSelect`, one launch (`token_select_step.cu`).
+
+use super::attention::{DeviceRope, LayerStore};
+use super::compile::Source;
+use super::driver::{Argument, Gpu, Kernel, Launch, Memory};
+use super::select::SelectSettings;
+use super::{Cuda, CudaBuffer, defines};
+use crate::error::{Error, Result};
+use crate::kernels::{AttentionShape, HeadMap};
+
+/// Threads of a block.
+const THREADS: u32 = 512;
+/// Integers of one layer's state.
+const STATE_INTS: usize = 16;
+/// Where in a layer's state the counts of hits and misses are.
+const STATE_HITS: usize = 2;
+const STATE_MISSES: usize = 3;
+/// Tokens by which gap repair may lengthen a list; a step that would need more makes a new selection.
+const MOST_GAP: usize = 4096;
+/// With less shared memory than this a block holds fewer rows of keys and values at once.
+const SHARED_FOR_MANY_ROWS: u32 = 130 << 10;
+/// Shared memory that leaves enough L1 for loads in flight.
+const SHARED_BESIDE_L1: u32 = 98 << 10;
+/// Tokens of one tile of scores.
+const TILE: usize = 16;
+
+/// What a step does, the same for all layers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepSettings {
+    /// What is selected.
+    pub select: SelectSettings,
+    /// Cosine from which on a selection is used again; `None`: never.
+    pub cache_threshold: Option<f32>,
+    /// On a hit, tokens that left the local window since the last miss stay visible.
+    pub gap_repair: bool,
+    /// Scores are made from an 8-bit copy of the keys.
+    pub int8_keys: bool,
+    /// Scores are kept in 16 bits, and votes near the edge are computed anew: the same selection with half the traffic, which
+    /// pays where scores do not fit the caches.
+    pub half_scores: bool,
+}
+
+/// Tokens of context from which on [`StepSettings::half_scores`] pays.
+pub const HALF_SCORES_FROM: usize = 256 << 10;
+
+impl StepSettings {
+    /// The longest list of a step in a text of `capacity` tokens.
+    pub fn longest_list(&self, capacity: usize) -> usize {
+        // One more: a dense step may be as long as the budget, whatever the window.
+        let plain = self.select.longest_list(1) + 1;
+        if self.gap_repair && self.cache_threshold.is_some() {
+            capacity.min(plain + MOST_GAP).max(plain)
+        } else {
+            plain
+        }
+    }
+}
+
+/// Selection caches of all layers, and the room that they share.
+pub struct StepState {
+    /// `[layers][H * D]` f32: query of the last miss.
+    queries: Memory,
+    /// `[layers][top_k]`.
+    selected: Memory,
+    /// `[layers][STATE_INTS]`.
+    state: Memory,
+    scratch: Memory,
+    scores: Memory,
+    capacity: usize,
+}
+
+/// Bytes of [`StepState`]'s parts, in order.
+fn sizes(kernels: &StepKernels, settings: &StepSettings, capacity: usize, layers: usize) -> [usize; 5] {
+    let variant = kernels.variant(settings);
+    [
+        layers * kernels.shape.query_width() * size_of::<f32>(),
+        layers * settings.select.top_k.max(1) * size_of::<i32>(),
+        layers * STATE_INTS * size_of::<i32>(),
+        variant.scratch_bytes + variant.scratch_bytes_per_block * kernels.blocks,
+        variant.score_bytes_per_token * (capacity + TILE * kernels.blocks),
+    ]
+}
+
+impl StepState {
+    /// Empty caches for `layers` layers over at most `capacity` tokens.
+    pub fn new(kernels: &StepKernels, settings: &StepSettings, capacity: usize, layers: usize) -> Self {
+        let [queries, selected, state, scratch, scores] =
+            sizes(kernels, settings, capacity, layers).map(|bytes| kernels.gpu.allocate(bytes));
+        Self {
+            queries,
+            selected,
+            state,
+            scratch,
+            scores,
+            capacity,
+        }
+    }
+
+    /// Bytes of all parts.
+    pub fn bytes(kernels: &StepKernels, settings: &StepSettings, capacity: usize, layers: usize) -> usize {
+        sizes(kernels, settings, capacity, layers).iter().sum()
+    }
+
+    /// Forgets every selection and count.
+    pub fn reset(&self) {
+        let zeros = vec![0u8; self.state.bytes()];
+        self.state.gpu().upload(&self.state, 0, &zeros);
+    }
+
+    /// Hits and misses of each of `layers` layers. Waits for queued work.
+    pub fn counts(&self, layers: usize) -> Result<Vec<(usize, usize)>> {
+        let mut state = vec![0i32; layers * STATE_INTS];
+        let gpu = self.state.gpu();
+        gpu.download(&self.state, 0, bytemuck::cast_slice_mut(&mut state))?;
+        let count = |layer: &[i32], at: usize| usize::try_from(layer[at]).unwrap_or(0);
+        Ok(state
+            .chunks_exact(STATE_INTS)
+            .map(|layer| (count(layer, STATE_HITS), count(layer, STATE_MISSES)))
+            .collect())
+    }
+
+    /// The query `[H * D]` of the last miss of `layer`, for checks. Waits for queued work.
+    pub fn query(&self, layer: usize, width: usize) -> Result<Vec<f32>> {
+        let mut query = vec![0.0f32; width];
+        let (gpu, offset) = (self.state.gpu(), layer * width * size_of::<f32>());
+        gpu.download(&self.queries, offset, bytemuck::cast_slice_mut(&mut query))?;
+        Ok(query)
+    }
+
+    /// The last selection of `layer`, for checks. Waits for queued work.
+    pub fn selected(&self, layer: usize, top_k: usize) -> Result<Vec<i32>> {
+        let mut selected = vec![0i32; top_k];
+        let (gpu, offset) = (self.state.gpu(), layer * top_k * size_of::<i32>());
+        gpu.download(&self.selected, offset, bytemuck::cast_slice_mut(&mut selected))?;
+        Ok(selected)
+    }
+}
+
+/// One form of the step, loaded, and what its file says of it.
+struct Variant {
+    step: Kernel,
+    shared_bytes: u32,
+    scratch_bytes: usize,
+    scratch_bytes_per_block: usize,
+    score_bytes_per_token: usize,
+}
+
+impl Variant {
+    fn new(device: &Cuda, defines: &[(&str, String)]) -> Result<Self> {
+        let gpu = device.gpu();
+        // One KB less: a block has some of its own beside what is asked for.
+        let most = gpu.properties().shared_bytes_per_block - 1024;
+        let mut defines = defines.to_vec();
+        if most < SHARED_FOR_MANY_ROWS {
+            defines.push(("ATTEND_ROWS", "64".to_owned()));
+        }
+        let module = gpu.module(Source::TokenSelectStep, &defines)?;
+        let [least, fixed, per_block, takes_more, per_token] = module.integers::<5>("token_select_sizes")?;
+        // More than the least holds scores; where keys are loaded through L1, it would take from those in flight.
+        let least = least as u32;
+        let shared_bytes = if takes_more == 0 {
+            least.max(SHARED_BESIDE_L1)
+        } else {
+            most.max(least)
+        };
+        let step = module.kernel("token_select_step")?;
+        step.allow_shared(gpu, shared_bytes);
+        gpu.status()?;
+        // Blocks wait for each other: all must be resident.
+        if step.blocks_per_multiprocessor(gpu, THREADS, shared_bytes) == 0 {
+            return Err(Error::environment(format!(
+                "{} has too little shared memory for token-select with this model",
+                gpu.properties().name
+            ))
+            .help("pass `--device cpu`"));
+        }
+        Ok(Self {
+            step,
+            shared_bytes,
+            scratch_bytes: fixed as usize,
+            scratch_bytes_per_block: per_block as usize,
+            score_bytes_per_token: per_token as usize,
+        })
+    }
+}
+
+/// Kernels of one attention shape, loaded.
+pub struct StepKernels {
+    gpu: Gpu,
+    shape: AttentionShape,
+    stored_keys: Variant,
+    half_scores: Variant,
+    int8_keys: Variant,
+    blocks: usize,
+}
+
+/// What one launch reads and writes.
+pub struct StepInput<'a> {
+    /// The fused row.
+    pub qkv: &'a CudaBuffer,
+    /// The layer's keys and values; the row's own are added.
+    pub store: &'a LayerStore,
+    /// Device: tokens stored, the row's own included.
+    pub stored: Argument,
+    /// Rotation angles.
+    pub rope: &'a DeviceRope,
+    /// Keys further behind than this in the list are hidden; 0 for none.
+    pub window: usize,
+    /// Which layer's selection cache.
+    pub layer: usize,
+}
+
+impl StepKernels {
+    /// Compiles or loads the kernels of `shape`.
+    pub fn new(device: &Cuda, shape: &AttentionShape) -> Result<Self> {
+        let mut defines = defines(device.element(), shape);
+        let mut variant = |name| -> Result<Variant> {
+            defines.push((name, "1".to_owned()));
+            let variant = Variant::new(device, &defines);
+            defines.pop();
+            variant
+        };
+        let (half_scores, int8_keys) = (variant("HALF_SCORES")?, variant("KEYS8")?);
+        Ok(Self {
+            gpu: device.gpu().clone(),
+            shape: *shape,
+            stored_keys: Variant::new(device, &defines)?,
+            half_scores,
+            int8_keys,
+            blocks: device.gpu().properties().multiprocessors as usize,
+        })
+    }
+
+    fn variant(&self, settings: &StepSettings) -> &Variant {
+        match settings {
+            StepSettings { int8_keys: true, .. } => &self.int8_keys,
+            StepSettings { half_scores: true, .. } => &self.half_scores,
+            _ => &self.stored_keys,
+        }
+    }
+
+    /// Stores the row's key and value, selects or reuses, attends; out `[H][D]`.
+    pub fn step(&self, input: &StepInput<'_>, settings: &StepSettings, state: &StepState, out: &CudaBuffer) {
+        let address = |argument: Argument| match argument {
+            Argument::Pointer(address) => address,
+            _ => 0,
+        };
+        let (select, variant) = (&settings.select, self.variant(settings));
+        let layer = input.layer;
+        let copy = input.store.keys8.as_ref();
+        let words = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let flags = u32::from(select.head_map == HeadMap::Modulo)
+            | u32::from(settings.gap_repair) << 1
+            | u32::from(select.local_outside_chunk) << 2;
+        // No cosine is above 1.
+        let threshold = settings.cache_threshold.unwrap_or(2.0);
+        let softmax_scale = 1.0 / (self.shape.head_dim as f32).sqrt();
+        let arguments = Argument::Structure([
+            address(input.qkv.memory.start()),
+            address(input.store.keys.start()),
+            address(input.store.values.start()),
+            copy.map_or(0, |copy| address(copy.keys.start())),
+            copy.map_or(0, |copy| address(copy.scales.start())),
+            address(input.stored),
+            address(input.rope.cos.start()),
+            address(input.rope.sin.start()),
+            address(state.queries.at(layer * self.shape.query_width() * size_of::<f32>())),
+            address(state.selected.at(layer * select.top_k * size_of::<i32>())),
+            address(state.state.at(layer * STATE_INTS * size_of::<i32>())),
+            address(out.memory.start()),
+            address(state.scratch.start()),
+            address(state.scores.start()),
+            words(select.scale.to_bits(), softmax_scale.to_bits()),
+            words(threshold.to_bits(), select.n_init as u32),
+            words(select.n_local as u32, select.top_k as u32),
+            words(state.capacity as u32, input.window as u32),
+            words(input.rope.positions as u32, flags),
+            words(variant.shared_bytes, 0),
+        ]);
+        let launch = Launch::new(self.blocks, THREADS)
+            .shared(variant.shared_bytes)
+            .overlapping();
+        // SAFETY: every part was made for this shape, capacity and number of layers; stored tokens are in the store.
+        unsafe { self.gpu.launch(&variant.step, launch, &[arguments]) };
+    }
+}

@@ -1,0 +1,65 @@
+//! Every kernel file compiles, for every chip family, type and shape that it is launched with. Needs NVRTC, no GPU.
+//!
+//! Without NVRTC the test says so and passes; with `TOKSELECT_REQUIRE_NVRTC=1` it fails.
+#![allow(clippy::print_stderr, reason = "a skipped test says why")]
+
+use tokselect::kernels::AttentionShape;
+use tokselect::kernels::cuda::compile::{Source, compile};
+use tokselect::kernels::cuda::{Element, defines};
+
+/// Whether the compiler library can be opened.
+fn nvrtc() -> bool {
+    let there = tokselect::kernels::cuda::compile::is_available();
+    if !there {
+        assert!(
+            std::env::var_os("TOKSELECT_REQUIRE_NVRTC").is_none(),
+            "NVRTC is required but libnvrtc was not found on LD_LIBRARY_PATH"
+        );
+        eprintln!("skipped: libnvrtc was not found; `pip install nvidia-cuda-nvrtc` has it");
+    }
+    there
+}
+
+fn shape(query_heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
+    AttentionShape {
+        query_heads,
+        kv_heads,
+        head_dim,
+    }
+}
+
+#[test]
+fn every_kernel_compiles_without_a_gpu() {
+    if !nvrtc() {
+        return;
+    }
+    // Qwen2-7B, Llama-3-8B, the demo model, and a small model whose heads have no fast path.
+    let shapes = [shape(28, 4, 128), shape(32, 8, 128), shape(4, 2, 64), shape(8, 4, 8)];
+    let full = [("sm_80", Element::Bf16), ("sm_90a", Element::Bf16)];
+    let mut compiled = 0;
+    for &source in Source::ALL {
+        for (at, shape) in shapes.iter().enumerate() {
+            for (architecture, element) in full {
+                let code = compile(source, &defines(element, shape), architecture);
+                let code = code.unwrap_or_else(|e| panic!("{} {shape:?} {architecture}: {e}", source.file()));
+                assert!(code.starts_with(b"\x7fELF"), "{}: no machine code", source.file());
+                compiled += 1;
+            }
+            if !source.depends_on_shape() {
+                break;
+            }
+            if at == 0 {
+                for (architecture, element) in [
+                    ("sm_86", Element::F16),
+                    ("sm_89", Element::F16),
+                    ("sm_100", Element::F16),
+                ] {
+                    let code = compile(source, &defines(element, shape), architecture);
+                    code.unwrap_or_else(|e| panic!("{} {shape:?} {architecture}: {e}", source.file()));
+                    compiled += 1;
+                }
+            }
+        }
+    }
+    eprintln!("{compiled} compilations");
+}

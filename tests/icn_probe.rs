@@ -1,0 +1,400 @@
+//! `tokselect icn-probe` as a whole program, on the demo model and on tiny random ones.
+
+mod common;
+
+use common::program::{contents, refuses, report, run, succeeds, tokselect};
+use common::tables::{column, rows as samples, table};
+use common::tiny_model::{TinyModel, VOCABULARY};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+use tokselect::probe::answers::gsm8k_gold;
+use tokselect::probe::problems::{Gold, ProblemSet, Problems};
+
+fn probe(command: &str, flags: &[&str]) -> Command {
+    let mut program = tokselect();
+    program.args(["icn-probe", command]).args(flags);
+    program
+}
+
+/// A quick exploration of two lists.
+const SMALL: [&str; 10] = [
+    "--categories",
+    "months,fruits",
+    "--rounds",
+    "2",
+    "--step",
+    "6",
+    "--max-new-tokens",
+    "12",
+    "--format",
+    "json",
+];
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().expect("a text")
+}
+
+fn rows(table: &Value) -> &[Value] {
+    table["rows"].as_array().expect("rows")
+}
+
+#[test]
+fn the_demo_model_answers_under_every_method_and_repeats_itself() {
+    let report = succeeds(&mut probe("navigate", &SMALL)).json();
+    let methods = table(&report, "methods");
+    assert_eq!(rows(methods).len(), 9);
+    let precision = column(methods, "precision");
+    // Six of the twelve tokens of the first round begin months and fruits; sampling hardly ever errs.
+    let of = |name: &str| {
+        let names = column(methods, "method");
+        let at = names.iter().position(|method| *method == name).expect("the method");
+        precision[at].as_f64().expect("a number")
+    };
+    assert!(of("icn") > 0.5 && of("top") > 0.5, "{precision:?}");
+    assert!(of("top-p") > 0.9, "{precision:?}");
+    assert_eq!(rows(table(&report, "differences")).len(), 8 * 4);
+    // Round 1, eight measures.
+    assert_eq!(rows(table(&report, "geometry")).len(), 8);
+    let again = succeeds(&mut probe("navigate", &SMALL)).json();
+    assert_eq!(again["tables"], report["tables"]);
+}
+
+#[test]
+fn a_stopped_navigation_goes_on_and_another_one_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = folder.path().join("out");
+    let navigate = |flags: &[&str]| {
+        let mut command = probe("navigate", &SMALL);
+        command
+            .args(["--methods", "icn,temperature", "--seeds", "2", "-o"])
+            .arg(&output)
+            .args(flags);
+        command
+    };
+    succeeds(&mut navigate(&[]));
+    let whole = samples(&output);
+    // icn once, two seeds of temperature, two questions.
+    assert_eq!(whole.len(), 6);
+    let lines = std::fs::read_to_string(output.join("samples.jsonl")).expect("samples");
+    let kept: String = lines.split_inclusive('\n').take(4).collect();
+    std::fs::write(output.join("samples.jsonl"), kept).expect("a writable folder");
+    succeeds(&mut navigate(&[]));
+    let timeless = |mut rows: Vec<Value>| {
+        for row in &mut rows {
+            row["data"]["wall_s"] = Value::Null;
+        }
+        rows
+    };
+    assert_eq!(timeless(samples(&output)), timeless(whole));
+    assert_eq!(report(&output)["samples"]["resumed_count"], 4);
+    refuses(&mut navigate(&["--temperature", "0.5"]), 2, &["temperature"]);
+}
+
+#[test]
+fn a_judge_that_fails_keeps_its_verdicts_and_the_run_goes_on_with_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (script, mark, output) = ("judge.sh", folder.path().join("mended"), folder.path().join("out"));
+    // Says yes to what has an `a`; breaks down at the fifth question until it is mended. Counts what it is asked.
+    let judge = format!(
+        r#"n=0; while read -r line; do n=$((n+1)); echo x >>asked
+        if [ $n -ge 5 ] && [ ! -e {} ]; then echo 'no more' >&2; exit 7; fi
+        answer=${{line##*answer}}
+        case "$answer" in *a*) echo '{{"correct": true}}';; *) echo '{{"correct": false}}';; esac; done"#,
+        mark.display()
+    );
+    std::fs::write(folder.path().join(script), judge).expect("a writable folder");
+    let navigate = || {
+        let mut command = probe("navigate", &SMALL);
+        command.current_dir(folder.path());
+        command
+            .args(["--methods", "top", "--judge-command", "sh judge.sh", "-o"])
+            .arg(&output);
+        command
+    };
+    refuses(
+        &mut navigate(),
+        3,
+        &["the judge `sh judge.sh`", "no more", "asked: ", "same command again"],
+    );
+    assert_eq!(samples(&output).len(), 4, "four verdicts are kept");
+    std::fs::write(&mark, "").expect("a writable folder");
+    succeeds(&mut navigate());
+    let rows = samples(&output);
+    let verdicts = rows.iter().filter(|row| row["task"] == "verdict").count();
+    assert_eq!(rows.len(), verdicts + 2);
+    let asked = std::fs::read_to_string(folder.path().join("asked")).expect("the count");
+    // The one that broke it was asked twice, no other.
+    assert_eq!(asked.lines().count(), verdicts + 1);
+    let answer = &rows.iter().find(|row| row["task"] == "months").expect("a row")["data"]["answers"][0];
+    assert_eq!(answer[4], answer[5].as_str().expect("a text").contains('a'));
+}
+
+#[test]
+fn judges_that_cannot_be_are_refused() {
+    for (flags, parts) in [
+        (&["--judge", "command"][..], &["needs the command"][..]),
+        (&["--judge", "list", "--judge-command", "true"], &["another judge"]),
+        (
+            &["--judge-command", "true", "--judge-timeout", "0"],
+            &["--judge-timeout"],
+        ),
+        (&["--categories", "nothing"], &["`--categories nothing`", "countries"]),
+        (&["--lists", "no/such/file.json"], &["no/such/file.json"]),
+        (&["--max-new-tokens", "2000"], &["a context of 1024 tokens"]),
+        (&["--temperature", "0"], &["`--temperature 0`"]),
+        (&["--cluster-penalty", "-1"], &["`--cluster-penalty -1`"]),
+    ] {
+        refuses(&mut probe("navigate", flags), 2, parts);
+    }
+    let model = TinyModel::llama().build();
+    let mut other = probe(
+        "navigate",
+        &[
+            "--limit",
+            "1",
+            "--methods",
+            "cluster-penalty",
+            "--clusters",
+            "ids.json",
+            "-m",
+        ],
+    );
+    other.arg(model.path()).current_dir(model.path());
+    model.write("ids.json", "[0, 1]");
+    refuses(&mut other, 2, &["clusters 2 ids", "300"]);
+    model.write("empty.json", r#"{"id": "a", "category": "b", "answers": []}"#);
+    let mut empty = probe("correlate", &["--lists", "empty.json", "-m"]);
+    refuses(empty.arg(model.path()).current_dir(model.path()), 2, &["`a` is empty"]);
+}
+
+#[test]
+fn padding_rows_are_never_probed_and_a_missing_template_is_said() {
+    let model = TinyModel::qwen2().build();
+    let mut command = probe(
+        "navigate",
+        &[
+            "--limit",
+            "1",
+            "--rounds",
+            "2",
+            "--step",
+            "20",
+            "--max-new-tokens",
+            "3",
+            "--chat-template",
+            "auto",
+            "-m",
+        ],
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let finished = run(command.arg(model.path()).arg("-o").arg(folder.path()));
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert!(
+        finished.stderr.contains("warning: ") && finished.stderr.contains("no chat template"),
+        "{finished:?}"
+    );
+    for row in samples(folder.path()) {
+        let answers = row["data"]["answers"].as_array().expect("answers");
+        assert_eq!(answers.len(), 40);
+        for answer in answers {
+            let first = answer[1].as_u64().expect("an id");
+            // 256 bytes, four special tokens, three merges; rows beyond have no token.
+            assert!(first < 263 && !(256..260).contains(&first), "{first}");
+        }
+    }
+    let report = succeeds(probe("clusters", &["--k", "8", "--format", "json", "-m"]).arg(model.path())).json();
+    let summary = table(&report, "summary");
+    assert_eq!(column(summary, "value")[0], VOCABULARY);
+    assert_eq!(column(summary, "value")[1], VOCABULARY - 263);
+}
+
+#[test]
+fn a_clustering_is_saved_shown_again_and_used() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let saved = folder.path().join("clusters.safetensors");
+    let clusters = |flags: &[&str]| {
+        let mut command = probe("clusters", &["--format", "json"]);
+        command.args(flags);
+        command
+    };
+    let made = succeeds(clusters(&["--k", "32", "--seed", "3", "-o"]).arg(folder.path())).json();
+    let shown = succeeds(clusters(&["--import"]).arg(&saved)).json();
+    assert_eq!(made["details"]["ids_sha256"], shown["details"]["ids_sha256"]);
+    assert_eq!(rows(table(&made, "clusters")), rows(table(&shown, "clusters")));
+    let again = succeeds(&mut clusters(&["--k", "32", "--seed", "3"])).json();
+    assert_eq!(again["details"]["ids_sha256"], made["details"]["ids_sha256"]);
+    for flags in [
+        &["--distance", "cosine"][..],
+        &["--whiten"],
+        &["--centre", "--distance", "cosine"],
+    ] {
+        let other = succeeds(clusters(&["--k", "32", "--seed", "3"]).args(flags)).json();
+        assert_ne!(
+            other["details"]["ids_sha256"], made["details"]["ids_sha256"],
+            "{flags:?}"
+        );
+    }
+    let mut navigate = probe("navigate", &SMALL);
+    navigate
+        .args(["--methods", "cluster-penalty", "--clusters"])
+        .arg(&saved);
+    succeeds(&mut navigate);
+    refuses(&mut clusters(&["--k", "5000"]), 2, &["`--k 5000`"]);
+    refuses(clusters(&["--max-memory", "1MiB"]).arg("--dry-run"), 3, &["1.0 MiB"]);
+}
+
+#[test]
+fn correlation_has_its_controls() {
+    let flags = [
+        "--categories",
+        "countries,fruits,months",
+        "--top",
+        "60",
+        "--shuffles",
+        "50",
+        "--seeds",
+        "2",
+    ];
+    let report = succeeds(probe("correlate", &flags).args(["--format", "json"])).json();
+    let groups = table(&report, "groups");
+    assert_eq!(column(groups, "group")[0], "winners");
+    assert_eq!(column(groups, "precision")[0].as_f64(), Some(1.0));
+    let differences = table(&report, "differences");
+    assert_eq!(rows(differences).len(), 3);
+    let p = column(differences, "p_against_shuffles")[2].as_f64().expect("a share");
+    assert!(p > 0.0 && p <= 1.0);
+    assert_eq!(rows(table(&report, "questions")).len(), 3);
+    refuses(&mut probe("correlate", &["--top", "10"]), 2, &["`--winners 10`"]);
+}
+
+#[test]
+fn texts_are_generated_and_judged() {
+    let flags = [
+        "--rounds",
+        "2",
+        "--step",
+        "4",
+        "--max-new-tokens",
+        "24",
+        "--chat-template",
+        "auto",
+        "--format",
+        "json",
+    ];
+    let report = succeeds(&mut probe("generate", &flags)).json();
+    let sentences = table(&report, "sentences");
+    let methods = column(sentences, "method");
+    assert_eq!(methods.len(), 7);
+    // The demo model has been taught to tell something, and nothing of positive sentences.
+    let top = methods.iter().position(|method| *method == "top").expect("top");
+    assert!(column(sentences, "validity")[top].as_f64().expect("a share") > 0.5);
+    for score in ["distinct_2", "self_bleu", "hidden_distance"] {
+        let value = column(sentences, score)[top].as_f64().expect(score);
+        assert!((0.0..=2.0).contains(&value), "{score}: {value}");
+    }
+    refuses(
+        &mut probe("generate", &["--methods", "key-projection"]),
+        2,
+        &["key-projection"],
+    );
+    let one = [
+        "--instruction",
+        "Please show me some fruits.",
+        "--rounds",
+        "1",
+        "--step",
+        "3",
+        "--judge",
+        "model",
+    ];
+    succeeds(probe("generate", &one).args(["--methods", "top", "--format", "json"]));
+}
+
+#[test]
+fn the_demo_model_reasons_about_what_it_was_taught() {
+    let flags = ["--limit", "8", "--path-tokens", "120", "--format", "json"];
+    let report = succeeds(&mut probe("reason", &flags)).json();
+    let methods = table(&report, "methods");
+    assert_eq!(column(methods, "method"), ["icn", "top", "sampling", "greedy"]);
+    assert_eq!(column(methods, "n"), [8; 4]);
+    for score in column(methods, "closed") {
+        assert!(score.as_f64().expect("a share") > 0.5, "{methods}");
+    }
+    refuses(&mut probe("reason", &["--set-name", "gsm8k"]), 2, &["--data"]);
+    refuses(&mut probe("reason", &["--data", "x.jsonl"]), 2, &["--set-name"]);
+}
+
+#[test]
+fn a_batch_says_what_one_by_one_decoding_says() {
+    let flags = ["--completions", "30", "--max-new-tokens", "24", "--format", "json"];
+    let report = succeeds(&mut probe("speed", &flags)).json();
+    let speed = table(&report, "speed");
+    assert_eq!(column(speed, "same_as_one_by_one"), ["30 of 30"; 3]);
+    assert_eq!(column(speed, "tokens"), [30 * 24; 3]);
+}
+
+#[test]
+fn a_dry_run_loads_and_writes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for command in ["clusters", "navigate", "correlate", "generate", "reason", "speed"] {
+        succeeds(probe(command, &["--dry-run", "-o"]).arg(folder.path().join(command)));
+    }
+    assert!(contents(folder.path()).is_empty());
+}
+
+/// Unpacks a file of the development data.
+fn unpacked(path: &Path, folder: &Path) -> std::path::PathBuf {
+    let output = Command::new("gzip").arg("-dc").arg(path).output().expect("gzip");
+    let file = folder.join(path.file_stem().expect("a name"));
+    std::fs::write(&file, output.stdout).expect("a writable folder");
+    file
+}
+
+#[test]
+fn official_solutions_give_their_official_answers() {
+    let (Some(gsm8k), Some(svamp), Some(aqua)) = (
+        common::shared("data/gsm8k/test.jsonl.gz"),
+        common::shared("data/svamp/SVAMP.json.gz"),
+        common::shared("data/aqua/test.json"),
+    ) else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = unpacked(&gsm8k, folder.path());
+    let problems = Problems::read(ProblemSet::Gsm8k, &file).expect("reads").all;
+    assert_eq!(problems.len(), 1319);
+    let lines = std::fs::read_to_string(&file).expect("text");
+    let mut with_commas = 0;
+    for (line, problem) in lines.lines().zip(&problems) {
+        let row: Value = serde_json::from_str(line).expect("a row");
+        let solution = text(&row, "answer");
+        // By another road than a pattern: what stands behind the last hashes, commas taken out.
+        let last = solution.rsplit("####").next().expect("an end").trim();
+        assert_eq!(gsm8k_gold(solution), Some(last.replace(',', "")));
+        let Gold::Number(written, value) = &problem.gold else {
+            panic!("{problem:?}")
+        };
+        assert_eq!(written, last);
+        // The corrected parser reads the gold as it is written; the released one fails where there is a comma or a sign.
+        assert!(problem.read(last).correct, "{last}");
+        assert!(problem.read(&format!("${last} dollars")).correct, "{last}");
+        let plain = last.chars().all(|c| c.is_ascii_digit());
+        assert_eq!(problem.read_as_released(last).correct, plain, "{last} {value}");
+        with_commas += usize::from(last.contains(','));
+    }
+    assert!(with_commas > 0);
+    let svamp = Problems::read(ProblemSet::Svamp, &unpacked(&svamp, folder.path()))
+        .expect("reads")
+        .all;
+    assert_eq!(svamp.len(), 1000);
+    let aqua = Problems::read(ProblemSet::Aqua, &aqua).expect("reads").all;
+    assert_eq!(aqua.len(), 254);
+    for problem in svamp.iter().chain(&aqua) {
+        let written = match &problem.gold {
+            Gold::Number(written, _) => written.clone(),
+            Gold::Choice(letter) => format!("({letter})"),
+        };
+        assert!(problem.read(&written).correct, "{problem:?}");
+    }
+}
