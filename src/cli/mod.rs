@@ -10,6 +10,7 @@ mod infer;
 mod loading;
 mod or_auto;
 mod prompts;
+mod rcmha_train;
 mod report;
 mod tokenize;
 
@@ -45,6 +46,8 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Probe the vocabulary keys: clusters, spurious neighbours, in-context navigation (arXiv 2410.02284)
     IcnProbe(Box<icn_probe::IcnProbeArgs>),
+    /// Train language models that differ in their attention (MHA, MDHA, RMHA, RCMHA), and compare them
+    RcmhaTrain(Box<rcmha_train::RcmhaTrainArgs>),
     /// Set results of runs beside each other, and beside what a paper prints
     Report(report::ReportArgs),
     /// Print the token ids of a text as JSON
@@ -114,6 +117,7 @@ fn run(command: Command, context: &Context) -> Result<Outcome> {
         Command::Infer(args) => infer::run(&args, context),
         Command::Bench(args) => bench::run(&args, context),
         Command::IcnProbe(args) => icn_probe::run(&args, context),
+        Command::RcmhaTrain(args) => rcmha_train::run(&args, context),
         Command::Report(args) => report::run(&args, context),
         Command::Tokenize(args) => tokenize::run(&args, context),
         Command::Doctor(args) => doctor::run(&args, context),

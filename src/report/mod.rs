@@ -13,6 +13,7 @@
 
 pub mod compare;
 pub mod csv;
+mod curves;
 pub mod json;
 pub mod markdown;
 mod measured;

@@ -1,5 +1,6 @@
 //! Figures as SVG: heat maps of scores, and lines with error bars. A value that is not there is not drawn.
 
+pub use super::curves::{Curve, curves};
 use crate::error::{Error, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -56,7 +57,7 @@ const ANCHORS: [(u8, u8, u8); 5] = [
 ];
 
 /// Colours of lines, apart for any colour vision (Okabe and Ito 2008).
-const LINE_COLOURS: [RGBColor; 8] = [
+pub(super) const LINE_COLOURS: [RGBColor; 8] = [
     RGBColor(0, 0, 0),
     RGBColor(230, 159, 0),
     RGBColor(86, 180, 233),
@@ -67,7 +68,7 @@ const LINE_COLOURS: [RGBColor; 8] = [
     RGBColor(240, 228, 66),
 ];
 
-fn failed(error: impl std::fmt::Display) -> Error {
+pub(super) fn failed(error: impl std::fmt::Display) -> Error {
     Error::bug(format!("a figure cannot be drawn: {error}"))
 }
 
@@ -80,7 +81,7 @@ fn colour(value: f64) -> RGBColor {
     RGBColor(mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2))
 }
 
-fn text(size: u32) -> TextStyle<'static> {
+pub(super) fn text(size: u32) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&BLACK)
 }
 

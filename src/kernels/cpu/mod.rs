@@ -5,7 +5,7 @@ mod attend;
 mod branches;
 mod gemm;
 mod mass;
-mod math;
+pub(crate) mod math;
 mod narrow;
 mod rows;
 mod select;

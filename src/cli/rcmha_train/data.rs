@@ -1,0 +1,80 @@
+//! The text that `--data` names.
+
+use super::arguments::DataArgs;
+use crate::cli::prompts::read_text;
+use crate::error::{Error, Result};
+use crate::hub::{HubOptions, find_data};
+use crate::train::text::Text;
+use std::path::Path;
+
+/// Stories from the program's own generator; see `datasets/stories/README.md`.
+const STORIES: &str = include_str!("../../../datasets/stories/stories.txt");
+
+/// A text, and what to call it.
+pub struct Named {
+    /// The text.
+    pub text: Text,
+    /// As it was named.
+    pub name: String,
+}
+
+/// Names of a training part, a held-out part, and a whole text, in the order of preference.
+fn wanted() -> Vec<Vec<String>> {
+    let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    vec![
+        names(&["train.txt", "wiki.train.tokens", "wiki.train.raw"]),
+        names(&["valid.txt", "validation.txt", "wiki.valid.tokens", "wiki.valid.raw"]),
+        names(&["input.txt", "tiny_shakespeare.txt", "tinyshakespeare.txt"]),
+    ]
+}
+
+/// Reads the text.
+pub fn load(args: &DataArgs) -> Result<Named> {
+    let Some(reference) = &args.data else {
+        return named(Text::split(args.unit, STORIES), "built-in stories");
+    };
+    let path = Path::new(reference);
+    if reference == "-" || path.is_file() {
+        let text = read(path)?;
+        return match &args.valid {
+            Some(valid) => named(Text::new(args.unit, &text, &read(valid)?), reference),
+            None => named(Text::split(args.unit, &text), reference),
+        };
+    }
+    if let Some(valid) = &args.valid {
+        return Err(Error::user(format!(
+            "`--valid {}` goes with a training text that is a file",
+            valid.display()
+        ))
+        .help("leave it out: a directory or data set has its own `valid.txt`"));
+    }
+    let options = HubOptions {
+        revision: args.revision.clone(),
+        offline: args.offline,
+        ..HubOptions::default()
+    };
+    let found = find_data(reference, &wanted(), &options)?;
+    let [train, valid, whole] = [0, 1, 2].map(|at| found.files[at].as_ref().map(|file| file.path.as_path()));
+    match (train, valid, whole) {
+        (Some(train), Some(valid), _) => named(Text::new(args.unit, &read(train)?, &read(valid)?), reference),
+        (Some(whole), None, _) | (None, _, Some(whole)) => named(Text::split(args.unit, &read(whole)?), reference),
+        (None, _, None) => Err(found
+            .lacks()
+            .note("text files are read; a data set in Parquet has to be converted to text first")),
+    }
+}
+
+fn named(text: Result<Text>, name: &str) -> Result<Named> {
+    Ok(Named {
+        text: text?,
+        name: name.to_owned(),
+    })
+}
+
+fn read(path: &Path) -> Result<String> {
+    let text = read_text(path)?;
+    if text.is_empty() {
+        return Err(Error::user(format!("`{}` is empty", path.display())).help("name a text to learn"));
+    }
+    Ok(text)
+}

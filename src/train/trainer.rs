@@ -1,0 +1,410 @@
+//! One training run: model, optimiser and streams, step by step.
+
+use super::adam::{Adam, Moments, norm, pieces};
+use super::attention::core::Keep;
+use super::checkpoint::Checkpoint;
+use super::cross_entropy::Outcome;
+use super::dropout::Dropout;
+use super::pool::Pool;
+use super::schedule::Schedule;
+use super::text::{Streams, Text};
+use super::transformer_xl::{Memory, ModelConfig, Pass, Segment, TransformerXl};
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+use std::time::Instant;
+
+/// Steps before the guard against loss spikes begins.
+const GUARD_AFTER: u64 = 100;
+/// Share of the old value in the smoothed loss that a spike is measured against.
+const SMOOTHING: f64 = 0.98;
+/// Skipped steps in a row that mean divergence.
+const MOST_SKIPPED: u64 = 50;
+
+/// How a model is trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainConfig {
+    /// B, parallel streams of a step.
+    pub batch: usize,
+    /// Groups that the streams of a step are computed in, one after the other; their gradients are summed.
+    pub accumulate: usize,
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Learning rate.
+    pub schedule: Schedule,
+    /// Largest norm of a gradient; a longer one is shortened.
+    pub clip: f64,
+    /// Probability of dropout.
+    pub dropout: f64,
+    /// Whether attention weights are computed again in the backward pass instead of kept.
+    pub recompute: bool,
+    /// Steps between evaluations.
+    pub eval_every: u64,
+    /// An evaluation reads the next of this many parts of the held-out text, going on where the last stopped; 1: all.
+    pub eval_parts: usize,
+    /// A step whose loss is above the smoothed loss times this is not taken; 0: no guard.
+    pub spike_factor: f64,
+    /// Every step trains on the first segment.
+    pub overfit_batch: bool,
+    /// Seed of parameters and dropout.
+    pub seed: u64,
+}
+
+/// Counters of a run; with them, the tensors and the configuration, everything that follows is determined.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps done.
+    pub step: u64,
+    /// Correct symbols of all training and validation batches so far, as the paper's code counts them.
+    pub coded_correct: u64,
+    /// All symbols of the same.
+    pub coded_count: u64,
+    /// Smoothed training loss; 0 before the first step.
+    pub smoothed_loss: f64,
+    /// Steps not taken because of a loss spike.
+    pub skipped: u64,
+    /// The same in a row.
+    pub skipped_in_row: u64,
+    /// Next part of the held-out text.
+    pub eval_part: usize,
+    /// Lowest validation loss so far.
+    pub best_loss: Option<f64>,
+    /// Training steps since the last line of metrics: loss, correct, count.
+    pub since_line: (f64, u64, u64),
+    /// Time in training steps; not part of what is determined.
+    pub train_s: f64,
+    /// Symbols trained on.
+    pub tokens: u64,
+}
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// Loss of the batch before the step.
+    pub outcome: Outcome,
+    /// Norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// Learning rate.
+    pub rate: f64,
+    /// Whether it was not taken because of a loss spike.
+    pub skipped: bool,
+}
+
+/// Bytes by component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryUse {
+    /// Parameters.
+    pub weights_bytes: u64,
+    /// Gradients.
+    pub gradients_bytes: u64,
+    /// Both moments of Adam.
+    pub optimizer_bytes: u64,
+    /// Buffers of a step at their peak, with the scratch of the kernels.
+    pub activations_peak_bytes: u64,
+}
+
+/// A run in progress.
+#[derive(Debug)]
+pub struct Trainer {
+    /// The model.
+    pub model: TransformerXl,
+    /// How it is trained.
+    pub config: TrainConfig,
+    /// Counters.
+    pub progress: Progress,
+    data: Vec<f32>,
+    grads: Vec<f32>,
+    moments: Moments<f32>,
+    pieces: Vec<Range<usize>>,
+    memories: Vec<Memory<f32>>,
+    eval_memory: Memory<f32>,
+    train: Streams,
+    valid: Streams,
+    pool: Pool<f32>,
+}
+
+impl Trainer {
+    /// A run at its beginning.
+    pub fn new(model: ModelConfig, config: TrainConfig, text: &Text) -> Result<Self> {
+        let model = TransformerXl::new(model)?;
+        let segment = model.config.segment;
+        if config.batch == 0 || config.accumulate == 0 || !config.batch.is_multiple_of(config.accumulate) {
+            return Err(Error::user(format!(
+                "`--accumulate {}` does not divide `--batch {}`",
+                config.accumulate, config.batch
+            ))
+            .help("pass numbers above 0 that divide"));
+        }
+        let train = Streams::new(&text.train, config.batch, segment, "training")?;
+        let valid = Streams::new(&text.valid, config.batch, segment, "held-out")?;
+        let layers = model.config.layers;
+        Ok(Self {
+            data: model.layout.initial(config.seed),
+            grads: model.layout.zeros(),
+            moments: Moments {
+                first: model.layout.zeros(),
+                second: model.layout.zeros(),
+            },
+            pieces: pieces(&model.layout.reached()),
+            memories: vec![Memory::empty(layers); config.accumulate],
+            eval_memory: Memory::empty(layers),
+            train,
+            valid,
+            pool: Pool::default(),
+            progress: Progress::default(),
+            model,
+            config,
+        })
+    }
+
+    /// Steps of one pass over the training text.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.train.segments() as u64
+    }
+
+    /// The parameters.
+    pub fn parameters(&self) -> &[f32] {
+        &self.data
+    }
+
+    /// One optimiser step.
+    pub fn step(&mut self) -> Result<Step> {
+        let clock = Instant::now();
+        let group = self.config.batch / self.config.accumulate;
+        let number = if self.config.overfit_batch {
+            0
+        } else {
+            (self.progress.step % self.steps_per_epoch()) as usize
+        };
+        if number == 0 {
+            // The text begins again: what came before it is not its past.
+            self.memories.fill(Memory::empty(self.model.config.layers));
+        }
+        if number < 2 || self.progress.step < 2 {
+            self.pool.trim();
+        }
+        for piece in &self.pieces {
+            self.grads[piece.clone()].fill(0.0);
+        }
+        let pass = Pass {
+            keep: if self.config.recompute {
+                Keep::Statistics
+            } else {
+                Keep::Weights
+            },
+            scale: 1.0 / (self.config.batch * self.model.config.segment) as f64,
+            dropout: Dropout::none(),
+        };
+        let mut outcome = Outcome::default();
+        for (at, memory) in self.memories.iter_mut().enumerate() {
+            let (inputs, targets) = self.train.segment(number, at * group..(at + 1) * group);
+            let dropout = Dropout {
+                rate: self.config.dropout,
+                seed: self.config.seed,
+                place: format!("{}/{at}", self.progress.step),
+            };
+            let segment = Segment {
+                inputs: &inputs,
+                targets: &targets,
+                batch: group,
+            };
+            let pass = Pass {
+                dropout,
+                ..pass.clone()
+            };
+            outcome.add(
+                self.model
+                    .train(&self.data, &mut self.grads, segment, memory, &pass, &mut self.pool),
+            );
+        }
+        let step = self.update(outcome)?;
+        self.count(&step);
+        self.progress.train_s += clock.elapsed().as_secs_f64();
+        Ok(step)
+    }
+
+    fn update(&mut self, outcome: Outcome) -> Result<Step> {
+        let t = self.progress.step + 1;
+        let gradient_norm = norm(&self.grads, &self.pieces);
+        let (loss, rate) = (outcome.mean_loss(), self.config.schedule.rate(t));
+        if !loss.is_finite() || !gradient_norm.is_finite() {
+            return Err(Error::user(format!(
+                "the loss of step {t} is {loss} and the norm of its gradient {gradient_norm}"
+            ))
+            .note(format!(
+                "learning rate {rate:.3e}; checkpoints written before are whole"
+            ))
+            .help("pass a lower `--rate`, a longer `--warmup`, or a smaller `--clip`"));
+        }
+        let smoothed = self.progress.smoothed_loss;
+        let guarded = self.config.spike_factor > 0.0 && self.progress.step >= GUARD_AFTER;
+        let skipped = guarded && loss > self.config.spike_factor * smoothed;
+        if skipped {
+            self.progress.skipped += 1;
+            self.progress.skipped_in_row += 1;
+            if self.progress.skipped_in_row > MOST_SKIPPED {
+                return Err(Error::user(format!(
+                    "the loss has stayed above {} times {smoothed:.4} for {MOST_SKIPPED} steps, until step {t}",
+                    self.config.spike_factor
+                ))
+                .note("checkpoints written before are whole")
+                .help("pass a lower `--rate`, or `--spike-factor 0` to train on regardless"));
+            }
+        } else {
+            self.progress.skipped_in_row = 0;
+            let old = if self.progress.step == 0 { loss } else { smoothed };
+            self.progress.smoothed_loss = SMOOTHING * old + (1.0 - SMOOTHING) * loss;
+            let clip = self.config.clip;
+            let factor = if clip > 0.0 && gradient_norm > clip {
+                clip / gradient_norm
+            } else {
+                1.0
+            };
+            let adam = Adam::default();
+            adam.step(
+                t,
+                rate,
+                factor,
+                &mut self.data,
+                &self.grads,
+                &mut self.moments,
+                &self.pieces,
+            );
+        }
+        Ok(Step {
+            outcome,
+            gradient_norm,
+            rate,
+            skipped,
+        })
+    }
+
+    fn count(&mut self, step: &Step) {
+        let progress = &mut self.progress;
+        progress.step += 1;
+        progress.tokens += step.outcome.count;
+        progress.coded_correct += step.outcome.correct;
+        progress.coded_count += step.outcome.count;
+        progress.since_line.0 += step.outcome.loss;
+        progress.since_line.1 += step.outcome.correct;
+        progress.since_line.2 += step.outcome.count;
+    }
+
+    /// The next part of the held-out text; counts in the coded metric, as in the paper's code.
+    pub fn evaluate_part(&mut self) -> Outcome {
+        let segments = self.valid.segments();
+        // A part without a segment would have no loss.
+        let parts = self.config.eval_parts.clamp(1, segments);
+        let part = self.progress.eval_part % parts;
+        if part == 0 {
+            self.eval_memory = Memory::empty(self.model.config.layers);
+        }
+        let range = segments * part / parts..segments * (part + 1) / parts;
+        let mut memory = std::mem::take(&mut self.eval_memory);
+        let outcome = self.evaluate_range(range, &mut memory);
+        self.eval_memory = memory;
+        self.progress.eval_part = (part + 1) % parts;
+        self.progress.coded_correct += outcome.correct;
+        self.progress.coded_count += outcome.count;
+        outcome
+    }
+
+    /// All of the held-out text from its beginning; counts nowhere.
+    pub fn evaluate_all(&mut self) -> Outcome {
+        let mut memory = Memory::empty(self.model.config.layers);
+        self.evaluate_range(0..self.valid.segments(), &mut memory)
+    }
+
+    fn evaluate_range(&mut self, range: Range<usize>, memory: &mut Memory<f32>) -> Outcome {
+        let mut all = Outcome::default();
+        for number in range {
+            let (inputs, targets) = self.valid.segment(number, 0..self.valid.batch());
+            let segment = Segment {
+                inputs: &inputs,
+                targets: &targets,
+                batch: self.valid.batch(),
+            };
+            all.add(self.model.evaluate(&self.data, segment, memory, &mut self.pool));
+        }
+        all
+    }
+
+    /// Accuracy as the paper's code logs it: correct symbols since the first step over training and validation batches
+    /// mixed.
+    pub fn coded_accuracy(&self) -> f64 {
+        self.progress.coded_correct as f64 / self.progress.coded_count as f64
+    }
+
+    /// Bytes by component so far.
+    pub fn memory_use(&self) -> MemoryUse {
+        let weights = (self.model.layout.count() * size_of::<f32>()) as u64;
+        let group = self.config.batch / self.config.accumulate;
+        let working = self.model.working_bytes::<f32>(group, rayon::current_num_threads());
+        MemoryUse {
+            weights_bytes: weights,
+            gradients_bytes: weights,
+            optimizer_bytes: 2 * weights,
+            activations_peak_bytes: (self.pool.peak_bytes() + working) as u64,
+        }
+    }
+
+    /// Everything that is needed to go on.
+    pub fn checkpoint(&self, config_hash: &str) -> Checkpoint {
+        let mut tensors = Vec::new();
+        for (prefix, data) in [
+            ("parameters", &self.data),
+            ("first_moment", &self.moments.first),
+            ("second_moment", &self.moments.second),
+        ] {
+            for spec in self.model.layout.specs() {
+                let name = format!("{prefix}.{}", spec.name);
+                tensors.push((name, spec.shape.clone(), data[spec.range()].to_vec()));
+            }
+        }
+        let memories = self
+            .memories
+            .iter()
+            .enumerate()
+            .map(|(at, memory)| (format!("memory.{at}"), memory));
+        for (prefix, memory) in memories.chain([("eval_memory".to_owned(), &self.eval_memory)]) {
+            for (l, rows) in memory.layers.iter().enumerate() {
+                tensors.push((format!("{prefix}.{l}"), vec![rows.len()], rows.clone()));
+            }
+        }
+        Checkpoint {
+            tensors,
+            progress: self.progress.clone(),
+            config_hash: config_hash.to_owned(),
+        }
+    }
+
+    /// Takes over the state of a checkpoint of the same configuration.
+    pub fn restore(&mut self, mut checkpoint: Checkpoint) -> Result<()> {
+        for (prefix, data) in [
+            ("parameters", &mut self.data),
+            ("first_moment", &mut self.moments.first),
+            ("second_moment", &mut self.moments.second),
+        ] {
+            for spec in self.model.layout.specs() {
+                let tensor = checkpoint.take(&format!("{prefix}.{}", spec.name))?;
+                if tensor.len() != spec.len() {
+                    return Err(
+                        Error::user(format!("tensor `{}` of a checkpoint has another size", spec.name))
+                            .help("choose another `--output` directory"),
+                    );
+                }
+                data[spec.range()].copy_from_slice(&tensor);
+            }
+        }
+        for (at, memory) in self.memories.iter_mut().enumerate() {
+            for (l, rows) in memory.layers.iter_mut().enumerate() {
+                *rows = checkpoint.take(&format!("memory.{at}.{l}"))?;
+            }
+        }
+        for (l, rows) in self.eval_memory.layers.iter_mut().enumerate() {
+            *rows = checkpoint.take(&format!("eval_memory.{l}"))?;
+        }
+        self.progress = checkpoint.progress;
+        Ok(())
+    }
+}

@@ -1,0 +1,327 @@
+//! `tokselect rcmha-train`: the model against `PyTorch`, and the program as a whole: killed, resumed, refused.
+
+mod common;
+
+use common::program::{assert_refused, refuses, run, succeeds, tokselect};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tokselect::train::attention::core::Keep;
+use tokselect::train::attention::{AttentionKind, Convolution, TableSize};
+use tokselect::train::dropout::Dropout;
+use tokselect::train::pool::Pool;
+use tokselect::train::scalar::Scalar;
+use tokselect::train::transformer_xl::{Memory, ModelConfig, Pass, Segment, TransformerXl};
+
+/// A number that `scripts/reference_rcmha.py` computes alike.
+fn parameter(name: &str, at: usize) -> f64 {
+    let seed = name.bytes().map(u64::from).sum::<u64>() % 101;
+    let scale = if name.starts_with("embedding") { 2.4 } else { 0.6 };
+    let n = (at + 1) as f64;
+    scale * (n * n * 0.37 + 12.9898 * n + 7.233 * seed as f64).sin()
+}
+
+fn ids(count: usize, vocab: usize, shift: usize) -> Vec<u32> {
+    (0..count)
+        .map(|i| ((i * i + 3 * i * shift + shift) % vocab) as u32)
+        .collect()
+}
+
+fn size(case: &Value, key: &str) -> usize {
+    case[key].as_u64().unwrap() as usize
+}
+
+/// Losses of three segments, of which the last has a full memory, and the gradients of the last.
+fn against_pytorch<T: Scalar>(case: &Value, keep: Keep, tolerance: f64) {
+    let attention: AttentionKind = serde_json::from_value(case["attention"].clone()).unwrap();
+    let (segment, batch, vocab) = (size(case, "segment"), size(case, "batch"), size(case, "vocab"));
+    let model = TransformerXl::new(ModelConfig {
+        attention,
+        vocab,
+        layers: size(case, "layers"),
+        d_model: size(case, "d_model"),
+        heads: size(case, "heads"),
+        d_ffn: size(case, "d_ffn"),
+        memory: size(case, "memory"),
+        segment,
+        convolution: Convolution::default(),
+        table: TableSize::Clipped,
+    })
+    .unwrap();
+    let mut data: Vec<T> = model.layout.zeros();
+    for spec in model.layout.specs() {
+        for (at, value) in data[spec.range()].iter_mut().enumerate() {
+            *value = T::of(parameter(&spec.name, at));
+        }
+    }
+    let close = |got: f64, expected: &Value, what: &str| {
+        let expected = expected.as_f64().unwrap();
+        let bound = tolerance * expected.abs().max(1.0);
+        assert!(
+            (got - expected).abs() < bound,
+            "{attention:?} {what}: {got} and {expected}"
+        );
+    };
+    let (mut pool, mut memory) = (Pool::default(), Memory::empty(model.config.layers));
+    let mut grads: Vec<T> = model.layout.zeros();
+    for step in 0..3 {
+        let (inputs, targets) = (ids(segment * batch, vocab, step), ids(segment * batch, vocab, step + 5));
+        let part = Segment {
+            inputs: &inputs,
+            targets: &targets,
+            batch,
+        };
+        let pass = Pass {
+            keep,
+            scale: 1.0 / (segment * batch) as f64,
+            dropout: Dropout::none(),
+        };
+        grads.fill(T::ZERO);
+        let outcome = model.train(&data, &mut grads, part, &mut memory, &pass, &mut pool);
+        close(
+            outcome.mean_loss(),
+            &case["losses"][step],
+            &format!("loss of segment {step}"),
+        );
+    }
+    let expected = case["gradients"].as_object().unwrap();
+    assert_eq!(expected.len(), model.layout.specs().len());
+    for spec in model.layout.specs() {
+        let g: Vec<f64> = grads[spec.range()].iter().map(|value| value.f64()).collect();
+        let weighted = g.iter().enumerate().map(|(at, g)| g * (at as f64).cos()).sum();
+        let got = [g.iter().sum(), weighted, g[0], g[g.len() / 2], g[g.len() - 1]];
+        for (at, got) in got.into_iter().enumerate() {
+            close(got, &expected[&spec.name][at], &format!("{} ({at})", spec.name));
+        }
+    }
+}
+
+#[test]
+fn losses_and_gradients_of_every_attention_equal_pytorch() {
+    let fixture: Value = serde_json::from_str(include_str!("fixtures/rcmha.json")).unwrap();
+    for case in fixture["cases"].as_array().unwrap() {
+        for keep in [Keep::Weights, Keep::Statistics] {
+            against_pytorch::<f64>(case, keep, 1e-9);
+            against_pytorch::<f32>(case, keep, 1e-5);
+        }
+    }
+}
+
+/// A short matrix on the built-in text.
+fn small(output: &Path) -> Command {
+    with(output, "--seeds 2 --dropout 0.1 --checkpoint-every 7")
+}
+
+/// The same with other options in place of seeds, dropout and checkpoints.
+fn with(output: &Path, options: &str) -> Command {
+    let mut command = tokselect();
+    command.args("rcmha-train --layers 1 --d-model 16 --heads 2 --segment 16 --batch 4".split(' '));
+    command.args("--steps 60 --log-every 1 --eval-every 20 --eval-parts 40".split(' '));
+    command.args("--attention rmha,rcmha -q -o".split(' ')).arg(output);
+    command.args(options.split(' '));
+    command
+}
+
+fn scratch(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&folder);
+    folder
+}
+
+/// The lines of metrics without speed.
+fn losses(folder: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        line.as_object_mut().unwrap().remove("tokens_per_s");
+        line
+    });
+    lines.collect()
+}
+
+#[test]
+fn a_matrix_has_tables_tests_and_a_figure() {
+    let folder = scratch("rcmha-matrix");
+    let finished = succeeds(&mut small(&folder));
+    assert!(
+        finished.text().contains("rcmha") && finished.text().contains("paired"),
+        "{finished:?}"
+    );
+    let report: Value = serde_json::from_slice(&fs::read(folder.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["tables"][0]["rows"].as_array().unwrap().len(), 2);
+    assert_eq!(report["tables"][1]["name"], "paired");
+    assert_eq!(report["samples"]["count"], 4);
+    assert!(
+        fs::read_to_string(folder.join("figure.svg"))
+            .unwrap()
+            .contains("rcmha (valid)")
+    );
+    for name in ["rmha-seed-0", "rmha-seed-1", "rcmha-seed-0", "rcmha-seed-1"] {
+        let run = folder.join(name);
+        let losses = losses(&run);
+        // 60 lines of training, 3 of validation and the final one in full (the last evaluation was of a part).
+        assert_eq!(losses.len(), 63, "{name}");
+        let (first, last) = (
+            losses[0]["loss"].as_f64().unwrap(),
+            losses[61]["loss"].as_f64().unwrap(),
+        );
+        assert!(last < first - 0.5, "{name}: {first} to {last}");
+        let csv = fs::read_to_string(run.join("metrics.csv")).unwrap();
+        assert_eq!(csv.lines().count(), 64);
+        let kept = fs::read_dir(&run).unwrap().filter(|entry| {
+            let name = entry.as_ref().unwrap().file_name();
+            name.to_str().unwrap().starts_with("step-")
+        });
+        assert_eq!(kept.count(), 2);
+        assert!(run.join("best.safetensors").exists());
+    }
+    // A second call finds everything done.
+    let again = succeeds(&mut small(&folder));
+    assert_eq!(again.text(), finished.text());
+}
+
+/// Kill -9 between any two steps, then the same command: every later loss has the same bits.
+#[cfg(unix)]
+#[test]
+fn a_killed_run_goes_on_with_the_same_losses() {
+    let whole = scratch("rcmha-whole");
+    succeeds(&mut small(&whole));
+    let folder = scratch("rcmha-killed");
+    let mut kills = 0;
+    for wait in [60, 90, 140, 220, 350, 500] {
+        let mut child = small(&folder).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        if child.try_wait().unwrap().is_none() {
+            kills += 1;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(kills > 0, "the run was over before it could be killed");
+    // A checkpoint whose writing was cut short is passed over.
+    let run = folder.join("rmha-seed-0");
+    fs::create_dir_all(&run).unwrap();
+    if !run.join("step-000000060.safetensors").exists() {
+        fs::write(run.join("step-000000059.safetensors"), b"half").unwrap();
+    }
+    succeeds(&mut small(&folder));
+    for name in ["rmha-seed-0", "rmha-seed-1", "rcmha-seed-0", "rcmha-seed-1"] {
+        assert_eq!(losses(&whole.join(name)), losses(&folder.join(name)), "{name}");
+    }
+}
+
+#[test]
+fn another_configuration_is_refused_with_the_keys_that_differ() {
+    let folder = scratch("rcmha-other");
+    succeeds(&mut with(&folder, "--clip 1"));
+    let stderr = refuses(&mut with(&folder, "--clip 0.5"), 2, &["different configuration"]);
+    assert!(stderr.contains("training.clip"), "{stderr}");
+}
+
+#[test]
+fn groups_of_a_batch_give_the_same_run_up_to_rounding() {
+    let losses = |accumulate: &str| {
+        let folder = scratch(&format!("rcmha-accumulate-{accumulate}"));
+        succeeds(&mut with(&folder, &format!("--accumulate {accumulate}")));
+        self::losses(&folder.join("rcmha-seed-0"))
+    };
+    let (one, two) = (losses("1"), losses("2"));
+    for (a, b) in one.iter().zip(&two) {
+        let (a, b) = (a["loss"].as_f64().unwrap(), b["loss"].as_f64().unwrap());
+        // Rounding grows with the steps.
+        assert!((a - b).abs() < 1e-3, "{a} and {b}");
+    }
+}
+
+#[test]
+fn one_batch_is_learned_by_heart() {
+    let overfit = |steps: &str| {
+        let mut command = tokselect();
+        command.args("rcmha-train --attention rcmha --layers 2 --d-model 32 --heads 2 --segment 16".split(' '));
+        command.args([
+            "--batch",
+            "2",
+            "--overfit-batch",
+            "--rate",
+            "0.01",
+            "-q",
+            "--steps",
+            steps,
+        ]);
+        command
+    };
+    succeeds(&mut overfit("300"));
+    assert_refused(&run(&mut overfit("2")), 1, &["has not learned one batch by heart"]);
+}
+
+#[test]
+fn every_unit_and_option_trains_and_generates() {
+    for options in [
+        "--unit byte --attention rope-conv --kernel 5 --convolve kv --per-head",
+        "--unit bpe:300 --attention rcmha-carry --relative-table 64 --schedule noam --warmup 5",
+        "--attention mha,mdha --memory 0 --attention-weights keep --spike-factor 0",
+    ] {
+        let mut command = tokselect();
+        command.args("rcmha-train --layers 1 --d-model 16 --heads 2 --segment 8 --batch 2 --steps 10".split(' '));
+        command
+            .args("--generate 20 --eval-parts 500 -q --format json".split(' '))
+            .args(options.split(' '));
+        let report = succeeds(&mut command).json();
+        assert!(report["tables"][0]["rows"][0][3].is_number(), "{options}: {report}");
+    }
+}
+
+#[test]
+fn wrong_input_is_refused_with_a_remedy() {
+    let train = |arguments: &str| {
+        let mut command = tokselect();
+        command.arg("rcmha-train").args(arguments.split_whitespace());
+        command
+    };
+    let folder = scratch("rcmha-texts");
+    fs::create_dir_all(&folder).unwrap();
+    let (empty, tiny, binary) = (folder.join("empty"), folder.join("tiny"), folder.join("binary"));
+    fs::write(&empty, "").unwrap();
+    fs::write(&tiny, "a few words").unwrap();
+    fs::write(&binary, [0xff, 0xfe, 0x00]).unwrap();
+    refuses(train("--data").arg(&empty), 2, &["is empty"]);
+    refuses(train("--data").arg(&tiny), 2, &["too few for 16 streams"]);
+    refuses(train("--data").arg(&binary), 2, &["not UTF-8"]);
+    refuses(train("--data").arg(&folder), 2, &["has no"]);
+    refuses(
+        &mut train("--heads 3"),
+        2,
+        &["`--heads 3` does not divide `--d-model 64`"],
+    );
+    refuses(&mut train("--batch 6 --accumulate 4"), 2, &["does not divide"]);
+    refuses(&mut train("--relative-table 8"), 2, &["too short"]);
+    refuses(&mut train("--convolve qx"), 2, &["--convolve"]);
+    refuses(&mut train("--unit bpe:3"), 2, &["bpe:N"]);
+    refuses(
+        &mut train("--attention rcmha --reference mha"),
+        2,
+        &["is not among the attentions"],
+    );
+    refuses(
+        &mut train("--steps 3 --generate 3 --prompt €"),
+        2,
+        &["has characters that the text lacks"],
+    );
+    refuses(&mut train("--attention gru"), 2, &["gru"]);
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint() {
+    let folder = scratch("rcmha-nan");
+    let options = "--rate 1e37 --warmup 40 --spike-factor 0 --clip 0 --checkpoint-every 1";
+    let finished = run(&mut with(&folder, options));
+    assert_refused(&finished, 2, &["the loss of step", "rmha-seed-0", "--rate"]);
+    let kept = fs::read_dir(folder.join("rmha-seed-0")).unwrap();
+    let last = kept
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.to_str().unwrap().contains("step-"))
+        .max();
+    let checkpoint = tokselect::train::checkpoint::Checkpoint::read(&last.expect("a checkpoint")).unwrap();
+    assert!(checkpoint.progress.step >= 1);
+}
