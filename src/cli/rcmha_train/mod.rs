@@ -5,11 +5,12 @@ mod data;
 mod figure;
 mod watch;
 
+use crate::bytes::human_bytes;
 use crate::cli::Context;
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::manifest::{Manifest, config_hash};
-use crate::model::memory_plan::human_bytes;
+
 use crate::report::{Aggregate, Column, Format, Measured, MemorySink, Report, RunDirectory, SampleSink, Table};
 use crate::train::attention::AttentionKind;
 use crate::train::comparison;
