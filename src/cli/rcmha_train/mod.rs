@@ -10,7 +10,6 @@ use crate::cli::Context;
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::manifest::{Manifest, config_hash};
-
 use crate::report::{Aggregate, Column, Format, Measured, MemorySink, Report, RunDirectory, SampleSink, Table};
 use crate::train::attention::AttentionKind;
 use crate::train::comparison;
