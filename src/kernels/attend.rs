@@ -100,7 +100,7 @@ pub struct Attend<'a, B: Device> {
     pub rope: &'a RopeTable,
 }
 
-/// Operands of [`Backend::attend_rows`]: rows of several texts, each with tokens of its own in one store.
+/// Operands of [`super::Backend::attend_rows`]: rows of several texts, each with tokens of its own in one store.
 pub struct AttendRows<'a, B: Device> {
     /// H, Hkv, D.
     pub shape: AttentionShape,

@@ -221,7 +221,7 @@ impl Scores {
     }
 }
 
-/// Which part of a fused qkv row [`Backend::norm_heads`] works on.
+/// Which part of a fused qkv row [`Device::norm_heads`] works on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkvPart {
     /// The H query heads.

@@ -18,7 +18,7 @@ static MARKED_CHOICE: LazyLock<Regex> = LazyLock::new(|| regex(r"\(([A-E])\)|\b(
 static LONE_CHOICE: LazyLock<Regex> = LazyLock::new(|| regex(r"\b([B-E])\b|\b(A)\b(?:\s*$|\s*[,;\n])"));
 
 /// The final answer of a GSM8K solution as its official script takes it: what follows `#### `, without commas. `None` is
-/// the script's "[invalid]".
+/// the script's `[invalid]`.
 pub fn gsm8k_gold(solution: &str) -> Option<String> {
     let found = GSM8K.captures(solution)?;
     Some(found[1].trim().replace(',', ""))

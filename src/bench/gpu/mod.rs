@@ -1,6 +1,6 @@
 //! Benches on a GPU: attention of one layer, whole models, and every kernel by itself.
 //!
-//! [`kernels`] holds every kernel against the chip's own ceilings ([`products`] are those outside attention). [`attention`] and [`whole_model`] run through the same context as a model does. [`timing`] replays recorded graphs between events, over buffers that no cache holds. [`reference`] computes on the host
+//! [`kernels`] holds every kernel against the chip's own ceilings ([`products`] are those outside attention). [`attention`] and [`whole_model`] run through the same context as a model does. [`timing`] replays recorded graphs between events, over buffers that no cache holds. [`mod@reference`] computes on the host
 //! in f32 what a timed kernel must have found; a measurement carries its [`Check`]s. [`paper`] sets the printed speeds
 //! beside ours.
 
