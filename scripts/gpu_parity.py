@@ -15,6 +15,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # Dense attention, relative to the largest logit: a few roundings of 2^-9 (bf16) or 2^-12 (f16) through all layers.
@@ -47,18 +48,19 @@ def dump(program, model, ids, arguments, folder):
     return json.loads(path.read_text())
 
 
-def compare(program, model, vocabulary, dtype, folder):
-    for name, length, policy in CASES:
-        rng = random.Random(f"{model}/{name}")
-        ids = [rng.randrange(3, vocabulary) for _ in range(length)]
-        cpu = dump(program, model, ids, [*policy, "--device", "cpu"], folder)
-        gpu = dump(program, model, ids, [*policy, "--device", "cuda", "--dtype", dtype], folder)
+def compare(program, model, vocabulary, dtype, case):
+    name, length, policy = case
+    rng = random.Random(f"{model}/{name}")
+    ids = [rng.randrange(3, vocabulary) for _ in range(length)]
+    with tempfile.TemporaryDirectory() as folder:
+        cpu = dump(program, model, ids, [*policy, "--threads", "2", "--device", "cpu"], folder)
+        gpu = dump(program, model, ids, [*policy, "--threads", "2", "--device", "cuda", "--dtype", dtype], folder)
         a, b = cpu["last_logits"], gpu["last_logits"]
         scale = max(map(abs, a))
         difference = max(abs(x - y) for x, y in zip(a, b)) / scale
         same = next((i for i, (x, y) in enumerate(zip(cpu["generated_ids"], gpu["generated_ids"])) if x != y), 24)
         exact = "dense" in name or "everything" in name
-        yield dict(
+        return dict(
             model=Path(model).name, case=name, dtype=dtype, tokens=length, relative_difference=difference,
             largest_logit=scale, equal_ids=same, of_ids=24, bound=BOUNDS[dtype] if exact else None,
             passed=difference <= BOUNDS[dtype] if exact else None,
@@ -70,28 +72,34 @@ def main():
     parser.add_argument("program", help="the tokselect binary")
     parser.add_argument("--models", type=Path, help="folder of small checkpoints; without it only the demo model is run")
     parser.add_argument("--dtypes", default="bf16,f16")
+    parser.add_argument("--workers", type=int, default=4, help="runs at a time")
     parser.add_argument("--output", type=Path, help="JSON file for the rows")
     arguments = parser.parse_args()
+    models = [("demo", 2304)]
+    if arguments.models:
+        for path in sorted(arguments.models.iterdir()):
+            if (path / "config.json").is_file():
+                models.append((str(path), json.loads((path / "config.json").read_text())["vocab_size"]))
+    jobs = [(model, vocabulary, dtype, case) for model, vocabulary in models
+            for dtype in arguments.dtypes.split(",") for case in CASES]  # fmt: skip
     rows, texts = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        models = [("demo", 2304)]
-        if arguments.models:
-            for path in sorted(arguments.models.iterdir()):
-                if (path / "config.json").is_file():
-                    models.append((str(path), json.loads((path / "config.json").read_text())["vocab_size"]))
-        for model, vocabulary in models:
-            for dtype in arguments.dtypes.split(","):
-                for row in compare(arguments.program, model, vocabulary, dtype, folder):
-                    rows.append(row)
-                    verdict = {True: "ok", False: "FAILED", None: "-"}[row["passed"]]
-                    print(f"{row['model']:20s} {dtype:5s} {row['case']:30s} {row['relative_difference']:.1e} "
-                          f"equal ids {row['equal_ids']:2d}/24 {verdict}", flush=True)  # fmt: skip
-        for prompt in PROMPTS:
-            for policy in ("dense", "token-select"):
-                ask = ["--prompt", prompt, "-n", "60", "--policy", policy]
-                cpu, gpu = (run(arguments.program, [*ask, "--device", d]) for d in ("cpu", "cuda"))
-                texts.append(dict(prompt=prompt, policy=policy, equal=cpu == gpu, text=gpu))
-                print(f"demo text, {policy}, {prompt!r}: {'equal' if cpu == gpu else 'DIFFERENT'}", flush=True)
+    # Side by side: each run is short, and most of it is starting up.
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        for row in pool.map(lambda job: compare(arguments.program, *job), jobs):
+            rows.append(row)
+            verdict = {True: "ok", False: "FAILED", None: "-"}[row["passed"]]
+            print(f"{row['model']:20s} {row['dtype']:5s} {row['case']:30s} {row['relative_difference']:.1e} "
+                  f"equal ids {row['equal_ids']:2d}/24 {verdict}", flush=True)  # fmt: skip
+
+        def text(ask):
+            prompt, policy = ask
+            command = ["--threads", "2", "--prompt", prompt, "-n", "60", "--policy", policy]
+            cpu, gpu = (run(arguments.program, [*command, "--device", d]) for d in ("cpu", "cuda"))
+            return dict(prompt=prompt, policy=policy, equal=cpu == gpu, text=gpu)
+
+        for row in pool.map(text, [(prompt, policy) for prompt in PROMPTS for policy in ("dense", "token-select")]):
+            texts.append(row)
+            print(f"demo text, {row['policy']}, {row['prompt']!r}: {'equal' if row['equal'] else 'DIFFERENT'}", flush=True)
     passed = all(row["passed"] is not False for row in rows) and all(text["equal"] for text in texts)
     if arguments.output:
         arguments.output.write_text(json.dumps(dict(command=sys.argv, rows=rows, texts=texts, passed=passed), indent=1))

@@ -228,7 +228,7 @@ fn another_program_stands_beside_when_its_setting_is_ours() {
 fn wrong_input_is_refused_before_anything_runs() {
     for (more, expected) in [
         (&["--policy", "token-select"][..], "pass `--policies`"),
-        (&["--prefill-tokens", "0"], "whole numbers of 1 or more"),
+        (&["--prefill-tokens", "0"], "pass tokens, 1 or more"),
         (&["--max-context", "100"], "less than the 301 tokens"),
         (&["--max-memory", "1MiB"], "smaller `--prefill-tokens`"),
         (&["--model", "x"], "cannot be used with"),

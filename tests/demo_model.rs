@@ -176,13 +176,13 @@ fn it_is_in_the_package_and_measurements_are_not() {
     }
     assert!(!files.iter().any(|file| file.starts_with("results/")), "{files:?}");
     let size = |file: &&str| std::fs::metadata(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).map_or(0, |m| m.len());
-    // A registry takes 10 MiB of compressed files, and weights hardly shrink.
+    // A registry takes 10 MiB of compressed files; weights (5.1 MiB) hardly shrink, text to less than half.
     let rest: u64 = files
         .iter()
         .filter(|file| **file != "models/demo/model.safetensors")
         .map(size)
         .sum();
-    assert!(rest < 4 << 20, "{rest} bytes beside the weights");
+    assert!(rest < 8 << 20, "{rest} bytes beside the weights");
 }
 
 #[test]

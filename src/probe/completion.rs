@@ -434,7 +434,8 @@ impl<'m, B: Backend> Completer<'m, B> {
         Ok(sum.iter().map(|s| (s / ids.len().max(1) as f64) as f32).collect())
     }
 
-    fn forget(&mut self) {
+    /// Drops what is stored, so that the next prompt is read from its start.
+    pub fn forget(&mut self) {
         self.session.truncate(0);
         self.stored.clear();
         self.last = None;

@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn the_released_comparison_cannot_match_a_comma_and_the_corrected_one_can() {
-        let problem = read(ProblemSet::Gsm8k, "{\"question\": \"?\", \"answer\": \"### 1,250\"}").expect("reads");
+        let problem = read(ProblemSet::Gsm8k, "{\"question\": \"?\", \"answer\": \"#### 1,250\"}").expect("reads");
         let problem = &problem.all[0];
         for text in ["1,250", "1250", "$1,250.00"] {
             assert!(

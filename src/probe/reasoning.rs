@@ -188,6 +188,8 @@ impl Reasoner<'_> {
         problem: &Problem,
         seed: u64,
     ) -> Result<Reasoned> {
+        // What the method before has left is no merit of this one.
+        completer.forget();
         let started = std::time::Instant::now();
         let before = completer.cost();
         let start = self.prompt(problem, &[])?;

@@ -125,6 +125,8 @@ fn set(
     seed: u64,
     valid: &mut dyn FnMut(&str) -> Result<bool>,
 ) -> Result<GeneratedSet> {
+    // What the set before has left is no merit of this one.
+    completer.forget();
     let started = Instant::now();
     let before = completer.cost();
     let question = Question::open(&task.id, &task.instruction);

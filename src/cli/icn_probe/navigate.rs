@@ -247,6 +247,8 @@ impl Exploring<'_> {
         method: Method,
         seed: u64,
     ) -> Result<(Vec<Found>, Exploration)> {
+        // What the method before has left is no merit of this one.
+        completer.forget();
         let started = Instant::now();
         let before = completer.cost();
         let unrelated = unrelated(question, self.plan.settings.answers(), seed)?;

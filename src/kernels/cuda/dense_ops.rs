@@ -134,6 +134,7 @@ impl DenseOps {
         let large = |name| -> Result<Kernel> {
             let kernel = row.kernel(name)?;
             kernel.allow_shared(gpu, most_shared);
+            kernel.prefer_shared(gpu);
             Ok(kernel)
         };
         let operations = Self {

@@ -703,8 +703,18 @@ impl Kernel {
                     self.function,
                     Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                     bytes as i32,
-                )?;
-                // All of the first-level cache as shared memory.
+                )
+            }
+        });
+    }
+
+    /// Gives the kernel all of the first-level cache as shared memory, so that it may share a multiprocessor with another
+    /// kernel that needs much. Not for kernels that load through that cache: what is in flight has no room then.
+    pub(super) fn prefer_shared(&self, gpu: &Gpu) {
+        use sys::CUfunction_attribute_enum as Attribute;
+        gpu.call("dividing the first-level cache", || {
+            // SAFETY: the function is loaded; the value is a percentage.
+            unsafe {
                 result::function::set_function_attribute(
                     self.function,
                     Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,

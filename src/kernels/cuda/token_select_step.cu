@@ -1377,6 +1377,8 @@ DEVICE void attend(const StepArgs& a, u8* shared, const Scratch& scratch, const 
                     l += x;
                 }
                 l = warp_sum(l);
+                // Every lane has read `most`: the sums depend on it, and now the order of memory says so, too.
+                __syncwarp();
                 if (lane == 0) {
                     float f = fast_exp(before - m);
                     factor[h] = f;
