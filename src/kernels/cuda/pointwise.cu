@@ -3,26 +3,21 @@
 // Interface. Blocks of 256, no dynamic shared memory; W is the width of a row, weights of norms are f32 where weight_is_f32 is
 // not 0, else elem. Rows start on 16 bytes where W % 8 == 0; other widths take scalar paths. Arguments in order:
 //   embed             grid C: (ids int [C], table elem [V][W], hidden f32 [C][W], W u32, V u32); an id outside gives zeros
-//   embed_next        grid ceil(W / 2048): (id int, table, hidden f32 [W], W, V, stored u32 or null); *stored += 1
 //   rms_norm_rows     grid C: (hidden f32 [C][W], weight [W], weight_is_f32 u32, out elem [C][W], W, eps f32)
-//   add_rms_norm_rows grid C: (hidden [C][W], delta elem [C][W], weight, weight_is_f32, out, W, eps); hidden += delta first
 //   norm_heads        grid ceil(C heads g / 256): (rows elem [C][row_width], C, row_width, offset, heads, head_dim u32, weight
 //                     [head_dim], weight_is_f32, eps), in place from element `offset` of each row on. g = 32; where head_dim,
 //                     row_width and offset are multiples of 8 and head_dim <= 256, halved while g / 2 >= head_dim / 8
-//   add_rows          grid ceil(n / 1024): (hidden f32 [n], delta elem [n], n u64); hidden += delta
 //   silu_mul_rows     grid (ceil(I / 2048), C): (gate_up elem [C][2 I], out elem [C][I], I u32); out = silu(gate) * up
 //   add_bias_rows     grid (ceil(W / 2048), C): (rows elem [C][W], bias elem [W], W); in place
-//   convert           grid ceil(n / 2048): (from f32 [n], to elem [n], n u64)
 //   fill_random       grid 32 * multiprocessors: (to elem [n], n u64, seed u64, deviation f32, mean f32); normal numbers, the
 //                     same for the same seed whatever the grid
 //
 // Bytes, floor and times (H200; copying reaches 4.27 TB/s). 8192 rows of Qwen2-7B: embed 52 us (3.4 TB/s), rms_norm_rows 44 us
-// (4.0), add_rms_norm_rows 92 us (3.8), add_rows 71 us (4.1), silu_mul_rows 226 us (4.1), add_bias_rows 39 us (3.8), norm_heads
-// 36 us (3.2), convert 44 us (4.0). 512 rows: 6, 4.5, 8, 6, 16, 4, 4 and 4 us, half of it the launch. fill_random writes 2.5 TB/s
-// (clearing memory: 3.4): its arithmetic is the limit.
+// (4.0), silu_mul_rows 226 us (4.1), add_bias_rows 39 us (3.8), norm_heads 36 us (3.2). 512 rows: 6, 4.5, 16, 4 and 4 us, half
+// of it the launch. fill_random writes 2.5 TB/s (clearing memory: 3.4): its arithmetic is the limit.
 //
-// One thread per vector beats loops over a grid that fills the chip once (add_rows 71 against 76 us). Half the registers in
-// the norms, so that more rows are in flight, gave 5%.
+// One thread per vector beats loops over a grid that fills the chip once. Half the registers in the norms, so that more rows
+// are in flight, gave 5%.
 
 #define THREADS 256
 
@@ -54,35 +49,24 @@ DEVICE float4 weight4_at(const void* weight, u32 is_f32, u32 i) {
 
 // ---- embedding -----------------------------------------------------------------------------------------------------
 
-DEVICE void embed_row(int id, const elem* table, float* to, u32 width, u32 vocabulary, u32 start, u32 step) {
+extern "C" __global__ void __launch_bounds__(THREADS) embed(const int* ids, const elem* table, float* hidden, u32 width,
+    u32 vocabulary) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    u32 id = (u32)ids[blockIdx.x];
     // An id outside the table would read foreign memory; it gives zeros.
-    bool known = (u32)id < vocabulary;
+    bool known = id < vocabulary;
     const elem* from = table + (u64)(known ? id : 0) * width;
+    float* to = hidden + (u64)blockIdx.x * width;
     if (width % 8 == 0) {
-        for (u32 i = start; i < width / 8; i += step) {
+        for (u32 i = threadIdx.x; i < width / 8; i += THREADS) {
             Eight e = unpack8(known ? ((const uint4*)from)[i] : make_uint4(0, 0, 0, 0));
             ((float4*)to)[2 * i] = make_float4(e.v[0], e.v[1], e.v[2], e.v[3]);
             ((float4*)to)[2 * i + 1] = make_float4(e.v[4], e.v[5], e.v[6], e.v[7]);
         }
     } else {
-        for (u32 i = start; i < width; i += step) to[i] = known ? to_float(from[i]) : 0.0f;
+        for (u32 i = threadIdx.x; i < width; i += THREADS) to[i] = known ? to_float(from[i]) : 0.0f;
     }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) embed(const int* ids, const elem* table, float* hidden, u32 width,
-    u32 vocabulary) {
-    let_next_kernel_start();
-    wait_for_previous_kernel();
-    u32 row = blockIdx.x;
-    embed_row(ids[row], table, hidden + (u64)row * width, width, vocabulary, threadIdx.x, THREADS);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) embed_next(const int* id, const elem* table, float* hidden, u32 width,
-    u32 vocabulary, u32* stored) {
-    let_next_kernel_start();
-    wait_for_previous_kernel();
-    if (stored && blockIdx.x == 0 && threadIdx.x == 0) *stored += 1;
-    embed_row(*id, table, hidden, width, vocabulary, blockIdx.x * THREADS + threadIdx.x, gridDim.x * THREADS);
 }
 
 // ---- norms ---------------------------------------------------------------------------------------------------------
@@ -99,14 +83,14 @@ DEVICE float block_sum(float x) {
     return sum;
 }
 
-// One block normalises one row; with DELTA the row is first increased by `delta` and written back. Rows of up to
-// 4 * KEPT * THREADS elements stay in registers between the sum and the scaling.
-template <bool DELTA>
-DEVICE void norm_row(float* hidden, const elem* delta, const void* weight, u32 weight_is_f32, elem* out, u32 width, float eps) {
+// One block normalises one row. Rows of up to 4 * KEPT * THREADS elements stay in registers between the sum and the scaling.
+extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_rows(const float* hidden, const void* weight, u32 weight_is_f32,
+    elem* out, u32 width, float eps) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
     const u32 KEPT = 4;
     u64 row = blockIdx.x;
     hidden += row * width;
-    delta += DELTA ? row * width : 0;
     out += row * width;
     float squares = 0.0f;
     if (width % 4 == 0) {
@@ -121,22 +105,12 @@ DEVICE void norm_row(float* hidden, const elem* delta, const void* weight, u32 w
         for (u32 k = 0; k < KEPT; ++k) {
             u32 i = threadIdx.x + k * THREADS;
             if (i < n) {
-                float4& v = kept[k];
-                if (DELTA) {
-                    float4 d = load4(delta + 4 * i);
-                    v = make_float4(v.x + d.x, v.y + d.y, v.z + d.z, v.w + d.w);
-                    ((float4*)hidden)[i] = v;
-                }
+                float4 v = kept[k];
                 squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
             }
         }
         for (u32 i = threadIdx.x + KEPT * THREADS; i < n; i += THREADS) {
             float4 v = ((const float4*)hidden)[i];
-            if (DELTA) {
-                float4 d = load4(delta + 4 * i);
-                v = make_float4(v.x + d.x, v.y + d.y, v.z + d.z, v.w + d.w);
-                ((float4*)hidden)[i] = v;
-            }
             squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
         }
         float scale = rsqrtf(block_sum(squares) / (float)width + eps);
@@ -155,27 +129,12 @@ DEVICE void norm_row(float* hidden, const elem* delta, const void* weight, u32 w
     } else {
         for (u32 i = threadIdx.x; i < width; i += THREADS) {
             float v = hidden[i];
-            if (DELTA) hidden[i] = v += to_float(delta[i]);
             squares += v * v;
         }
         float scale = rsqrtf(block_sum(squares) / (float)width + eps);
         for (u32 i = threadIdx.x; i < width; i += THREADS)
             out[i] = from_float(hidden[i] * scale * weight_at(weight, weight_is_f32, i));
     }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_rows(float* hidden, const void* weight, u32 weight_is_f32,
-    elem* out, u32 width, float eps) {
-    let_next_kernel_start();
-    wait_for_previous_kernel();
-    norm_row<false>(hidden, nullptr, weight, weight_is_f32, out, width, eps);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) add_rms_norm_rows(float* hidden, const elem* delta, const void* weight,
-    u32 weight_is_f32, elem* out, u32 width, float eps) {
-    let_next_kernel_start();
-    wait_for_previous_kernel();
-    norm_row<true>(hidden, delta, weight, weight_is_f32, out, width, eps);
 }
 
 // RMS norm of single heads, in place: `heads` heads of `head_dim` elements from element `offset` of every row on. A
@@ -221,19 +180,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_heads(elem* rows, u32
     }
 }
 
-// ---- sums, products, conversions -----------------------------------------------------------------------------------
-
-extern "C" __global__ void __launch_bounds__(THREADS) add_rows(float* hidden, const elem* delta, u64 count) {
-    let_next_kernel_start();
-    wait_for_previous_kernel();
-    u64 stride = (u64)gridDim.x * THREADS, start = (u64)blockIdx.x * THREADS + threadIdx.x;
-    for (u64 i = start; i < count / 4; i += stride) {
-        float4 v = ((const float4*)hidden)[i], d = load4(delta + 4 * i);
-        ((float4*)hidden)[i] = make_float4(v.x + d.x, v.y + d.y, v.z + d.z, v.w + d.w);
-    }
-    u64 rest = count / 4 * 4 + start;
-    if (rest < count) hidden[rest] += to_float(delta[rest]);
-}
+// ---- products and sums --------------------------------------------------------------------------------------------
 
 DEVICE float silu(float x) { return x / (1.0f + __expf(-x)); }
 
@@ -271,18 +218,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) add_bias_rows(elem* rows, 
     } else {
         for (u32 i = start; i < width; i += stride) row[i] = from_float(to_float(row[i]) + to_float(bias[i]));
     }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) convert(const float* from, elem* to, u64 count) {
-    let_next_kernel_start();
-    wait_for_previous_kernel();
-    u64 stride = (u64)gridDim.x * THREADS, start = (u64)blockIdx.x * THREADS + threadIdx.x;
-    for (u64 i = start; i < count / 8; i += stride) {
-        float4 a = ((const float4*)from)[2 * i], b = ((const float4*)from)[2 * i + 1];
-        ((uint4*)to)[i] = make_uint4(pack2(a.x, a.y), pack2(a.z, a.w), pack2(b.x, b.y), pack2(b.z, b.w));
-    }
-    u64 rest = count / 8 * 8 + start;
-    if (rest < count) to[rest] = from_float(from[rest]);
 }
 
 // ---- random numbers ------------------------------------------------------------------------------------------------

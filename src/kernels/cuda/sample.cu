@@ -6,6 +6,8 @@
 // thresholds are found digit by digit over the 32 bits of the logit, with exact integer counts and weights, so that neither
 // the order of atomics nor the grid changes a result.
 //
+// The decode graph calls `greedy` alone so far; drawing still happens on the host (model/sampling.rs).
+//
 // Interface. Arguments in order (all blocks of THREADS = 256, no dynamic shared memory):
 //   block_best  grid G <= 256: (logits f32 [V], V u32, best u64 [G], bad u32 or null, seen u32 [ceil(V / 32)] or null, params)
 //               best[block] = key of the block's arg max (a larger key is a larger logit, then a lower id; NaN is below all);

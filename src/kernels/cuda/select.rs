@@ -198,11 +198,6 @@ impl SelectScratch {
             .sum()
     }
 
-    /// The votes of chunk `chunk`, of every stored token, and their distance in bytes; for checks.
-    pub fn votes(&self) -> (&Memory, usize) {
-        (&self.votes, self.vote_stride * 4)
-    }
-
     /// The selection queries `[chunks][H][D]`; for checks.
     pub fn queries(&self) -> &Memory {
         &self.queries

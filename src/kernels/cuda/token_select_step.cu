@@ -10,11 +10,8 @@
 // most n_init + top_k + n_local is dense. The current token's key and value are read from the row; the step appends them to
 // the cache, with their 8-bit copy if there is one.
 //
-// Entry points, all with one argument, StepArgs by value:
-//   token_select_step     the whole step. Grid: one block per multiprocessor, at most THREADS blocks, all resident at once;
-//                         THREADS (512) threads; dynamic shared memory `shared_bytes`, at least token_select_sizes[0].
-//   token_select_score, token_select_vote, token_select_attend     its stages by themselves (same launch), for checks: scores
-//                         and statistics to scratch; votes and selection from them; attention over the present list.
+// Entry point: token_select_step, one argument, StepArgs by value. Grid: one block per multiprocessor, at most THREADS blocks,
+// all resident at once; THREADS (512) threads; dynamic shared memory `shared_bytes`, at least token_select_sizes[0].
 // -D: HEAD_DIM, GROUP, KV_HEADS (H = GROUP KV_HEADS), ELEM_F16; KEYS8 scores from the 8-bit copy; HALF_SCORES keeps scores
 // in 16 bits; NO_RING goes without the copy engine; ATTEND_ROWS (64 where shared memory is 99 KB).
 //
@@ -1586,43 +1583,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) token_select_step(StepA
     let_next_kernel_start();
     attend(a, shared, scratch, list, factors, loaded);
     append(a, stored - 1);
-}
-
-// The stages by themselves, for checks: same grid, all scores in global memory.
-extern "C" __global__ void __launch_bounds__(THREADS, 1) token_select_score(StepArgs a) {
-    extern __shared__ __align__(16) u8 shared[];
-    wait_for_previous_kernel();
-    int stored = *a.stored;
-    if (is_dense(a, stored)) return;
-    Scratch scratch = scratch_of(a.scratch, gridDim.x);
-    Slice slice = slice_of(a, shared + AT_REGION, 0, a.n_init, stored - window_of(a));
-    start_scores(a, shared, slice);
-    selection_query(a, shared, false);
-    clear_scratch(scratch);
-    score(a, shared, slice, scratch);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, 1) token_select_vote(StepArgs a) {
-    extern __shared__ __align__(16) u8 shared[];
-    wait_for_previous_kernel();
-    int stored = *a.stored;
-    if (is_dense(a, stored)) return;
-    Slice slice = slice_of(a, shared + AT_REGION, a.shared_bytes - AT_REGION, a.n_init, stored - window_of(a));
-    slice.shared_tiles = 0;
-    if (HALVES) selection_query(a, shared, false);   // for the votes that are computed anew
-    vote_and_select(a, shared, slice, scratch_of(a.scratch, gridDim.x));
-}
-
-// Attention over the list of the last selection, window at its present place (or dense).
-extern "C" __global__ void __launch_bounds__(THREADS, 1) token_select_attend(StepArgs a) {
-    extern __shared__ __align__(16) u8 shared[];
-    wait_for_previous_kernel();
-    int stored = *a.stored;
-    List list = {stored, 0, 0, 0};
-    if (!is_dense(a, stored)) {
-        int tail = stored - window_of(a);
-        list = {a.n_init + a.top_k + stored - tail, a.n_init, a.top_k, tail};
-    }
-    Factors factors;
-    attend(a, shared, scratch_of(a.scratch, gridDim.x), list, factors, false);
 }
