@@ -22,9 +22,19 @@ pub const DEFINES_VARIABLE: &str = "TOKSELECT_KERNEL_DEFINES";
 /// Put before every source.
 const COMMON: &str = include_str!("common.cuh");
 
+/// Names and texts of the files that one source is put together from.
+macro_rules! parts {
+    ($file:literal) => {
+        &[($file, include_str!($file))]
+    };
+    ($file:literal $($part:literal)+) => {
+        &[$(($part, include_str!($part))),+]
+    };
+}
+
 macro_rules! sources {
-    ($($(#[$doc:meta])* $variant:ident = $file:literal),* $(,)?) => {
-        /// A kernel file of this folder.
+    ($($(#[$doc:meta])* $variant:ident = $file:literal $(of $($part:literal),+)?;)*) => {
+        /// A kernel source: a file of this folder, or one name for several that are compiled as one.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Source {
             $($(#[$doc])* $variant),*
@@ -34,13 +44,13 @@ macro_rules! sources {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// File name.
+            /// Its name.
             pub fn file(self) -> &'static str {
                 match self { $(Self::$variant => $file),* }
             }
 
-            fn text(self) -> &'static str {
-                match self { $(Self::$variant => include_str!($file)),* }
+            fn parts(self) -> &'static [(&'static str, &'static str)] {
+                match self { $(Self::$variant => parts!($file $($($part)+)?)),* }
             }
         }
     };
@@ -48,27 +58,29 @@ macro_rules! sources {
 
 sources! {
     /// The start of a decode step.
-    Advance = "advance.cu",
+    Advance = "advance.cu";
     /// Attention of query chunks.
-    AttendPrefill = "attend_prefill.cu",
+    AttendPrefill = "attend_prefill.cu";
     /// Dense attention of one row.
-    AttendDenseDecode = "attend_dense_decode.cu",
+    AttendDenseDecode = "attend_dense_decode.cu";
     /// What memory gives.
-    Bandwidth = "bandwidth.cu",
+    Bandwidth = "bandwidth.cu";
     /// Gathering, rotation, appending.
-    Pack = "pack.cu",
+    Pack = "pack.cu";
     /// Products of one row.
-    LinearRow = "linear_row.cu",
+    LinearRow = "linear_row.cu";
     /// Norms, activations, embedding.
-    Pointwise = "pointwise.cu",
+    Pointwise = "pointwise.cu";
     /// Choosing the next token.
-    Sample = "sample.cu",
+    Sample = "sample.cu";
     /// Selection for the chunks of a prompt.
-    PrefillSelect = "prefill_select.cu",
+    PrefillSelect = "prefill_select.cu";
     /// Selection and attention of one row.
-    TokenSelectStep = "token_select_step.cu",
+    TokenSelectStep = "token_select_step.cu" of
+        "token_select_step/layout.cuh", "token_select_step/scores.cuh", "token_select_step/select.cuh",
+        "token_select_step/attend.cuh", "token_select_step/entry.cuh";
     /// 8-bit copy of the keys.
-    QuantizeKeys = "quantize_keys.cu",
+    QuantizeKeys = "quantize_keys.cu";
 }
 
 impl Source {
@@ -80,20 +92,22 @@ impl Source {
         )
     }
 
-    /// Common part and file; the log of the compiler counts lines from the file's first.
+    /// Common part and files; the log of the compiler counts lines from each file's first.
     pub fn full_text(self) -> String {
-        let (common, text) = match std::env::var_os(SOURCES_VARIABLE) {
+        let folder = std::env::var_os(SOURCES_VARIABLE);
+        // Whoever sets the variable works on the kernels: a missing file should be seen at once.
+        let text = |file: &str, built_in: &str| match &folder {
             Some(folder) => {
-                // Whoever sets the variable works on the kernels: a missing file should be seen at once.
-                let read = |file: &str| {
-                    let path = Path::new(&folder).join(file);
-                    std::fs::read_to_string(&path).unwrap_or_else(|e| format!("#error {}: {e}", path.display()))
-                };
-                (read("common.cuh"), read(self.file()))
+                let path = Path::new(folder).join(file);
+                std::fs::read_to_string(&path).unwrap_or_else(|e| format!("#error {}: {e}", path.display()))
             }
-            None => (COMMON.to_owned(), self.text().to_owned()),
+            None => built_in.to_owned(),
         };
-        format!("{common}\n#line 1 \"{}\"\n{text}", self.file())
+        let mut full = text("common.cuh", COMMON);
+        for (file, built_in) in self.parts() {
+            full.extend([&format!("\n#line 1 \"{file}\"\n"), &text(file, built_in)].map(String::as_str));
+        }
+        full
     }
 }
 
