@@ -20,7 +20,10 @@ pub const SOURCES_VARIABLE: &str = "TOKSELECT_KERNEL_SOURCES";
 pub const DEFINES_VARIABLE: &str = "TOKSELECT_KERNEL_DEFINES";
 
 /// Put before every source.
-const COMMON: &str = include_str!("common.cuh");
+const COMMON: (&str, &str) = ("common.cuh", include_str!("common.cuh"));
+
+/// Put before the sources of prefill selection.
+const SELECT_COMMON: (&str, &str) = ("prefill_select.cuh", include_str!("prefill_select.cuh"));
 
 macro_rules! sources {
     ($($(#[$doc:meta])* $variant:ident = $file:literal),* $(,)?) => {
@@ -65,6 +68,10 @@ sources! {
     Sample = "sample.cu",
     /// Selection for the chunks of a prompt.
     PrefillSelect = "prefill_select.cu",
+    /// Its products with the keys.
+    PrefillScore = "prefill_score.cu",
+    /// The same on Hopper.
+    PrefillScoreWgmma = "prefill_score_wgmma.cu",
     /// Selection and attention of one row.
     TokenSelectStep = "token_select_step.cu",
     /// 8-bit copy of the keys.
@@ -80,20 +87,27 @@ impl Source {
         )
     }
 
-    /// Common part and file; the log of the compiler counts lines from the file's first.
+    /// What goes before the file.
+    fn headers(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::PrefillSelect | Self::PrefillScore | Self::PrefillScoreWgmma => &[COMMON, SELECT_COMMON],
+            _ => &[COMMON],
+        }
+    }
+
+    /// Headers and file; the log of the compiler names each and counts lines from its first.
     pub fn full_text(self) -> String {
-        let (common, text) = match std::env::var_os(SOURCES_VARIABLE) {
-            Some(folder) => {
+        let folder = std::env::var_os(SOURCES_VARIABLE);
+        let parts = self.headers().iter().copied().chain([(self.file(), self.text())]);
+        let line_counted = |(file, text): (&str, &str)| {
+            let replaced = folder.as_ref().map(|folder| {
                 // Whoever sets the variable works on the kernels: a missing file should be seen at once.
-                let read = |file: &str| {
-                    let path = Path::new(&folder).join(file);
-                    std::fs::read_to_string(&path).unwrap_or_else(|e| format!("#error {}: {e}", path.display()))
-                };
-                (read("common.cuh"), read(self.file()))
-            }
-            None => (COMMON.to_owned(), self.text().to_owned()),
+                let path = Path::new(folder).join(file);
+                std::fs::read_to_string(&path).unwrap_or_else(|e| format!("#error {}: {e}", path.display()))
+            });
+            format!("#line 1 \"{file}\"\n{}\n", replaced.as_deref().unwrap_or(text))
         };
-        format!("{common}\n#line 1 \"{}\"\n{text}", self.file())
+        parts.map(line_counted).collect()
     }
 }
 
