@@ -162,8 +162,8 @@ template <int MODE> DEVICE void sums_body(float2* partial, float* scores, const 
                 float a = r.x, b = r.y;
 #pragma unroll
                 for (int i = 0; i < TOKEN_TILES; i++) {
-                    a = fmaxf(a, fmaf(fmaxf(c[i][0], c[i][1]), scale, 60.0f));
-                    b = fmaxf(b, fmaf(fmaxf(c[i][2], c[i][3]), scale, 60.0f));
+                    a = fmaxf(a, ceilf(fmaf(fmaxf(c[i][0], c[i][1]), scale, 60.0f)));
+                    b = fmaxf(b, ceilf(fmaf(fmaxf(c[i][2], c[i][3]), scale, 60.0f)));
                 }
                 reference[j * 32] = make_float2(a, b);
                 x = sum[j][0] * exp2_fast(r.x - a), y = sum[j][1] * exp2_fast(r.y - b);
@@ -185,7 +185,7 @@ template <int MODE> DEVICE void sums_body(float2* partial, float* scores, const 
         float2 r = reference[j * 32];
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            float2 v = make_float2(k ? r.y : r.x, sum[j][k]);
+            float2 v = normalized(make_float2(k ? r.y : r.x, sum[j][k]));
 #pragma unroll
             for (int d = 1; d < 4; d <<= 1)
                 add_sums(v, make_float2(__shfl_xor_sync(FULL_MASK, v.x, d), __shfl_xor_sync(FULL_MASK, v.y, d)));

@@ -212,8 +212,8 @@ template <int MODE> DEVICE void sums_body(float2* partial, float* scores, const 
                 for (int j = 0; j < W::TILES; j++) {
                     float2 r = reference[(set * W::TILES + j) * 32];
                     const float* before = sum[set * W::TILES + j];
-                    float a = fmaxf(r.x, fmaf(fmaxf(c[j][0], c[j][2]), s.scale_log2, 60.0f));
-                    float b = fmaxf(r.y, fmaf(fmaxf(c[j][1], c[j][3]), s.scale_log2, 60.0f));
+                    float a = fmaxf(r.x, ceilf(fmaf(fmaxf(c[j][0], c[j][2]), s.scale_log2, 60.0f)));
+                    float b = fmaxf(r.y, ceilf(fmaf(fmaxf(c[j][1], c[j][3]), s.scale_log2, 60.0f)));
                     reference[(set * W::TILES + j) * 32] = make_float2(a, b);
                     x[j][0] = before[0] * exp2_fast(r.x - a) + (exp2_fast(fmaf(c[j][0], s.scale_log2, -a)) + exp2_fast(fmaf(c[j][2], s.scale_log2, -a)));
                     x[j][1] = before[1] * exp2_fast(r.y - b) + (exp2_fast(fmaf(c[j][1], s.scale_log2, -b)) + exp2_fast(fmaf(c[j][3], s.scale_log2, -b)));
@@ -232,7 +232,7 @@ template <int MODE> DEVICE void sums_body(float2* partial, float* scores, const 
         float2 r = reference[j * 32];
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            float2 v = make_float2(k ? r.y : r.x, sum[j][k]);
+            float2 v = normalized(make_float2(k ? r.y : r.x, sum[j][k]));
 #pragma unroll
             for (int d = 4; d < 32; d <<= 1)
                 add_sums(v, make_float2(__shfl_xor_sync(FULL_MASK, v.x, d), __shfl_xor_sync(FULL_MASK, v.y, d)));

@@ -29,6 +29,14 @@ DEVICE float exp2_fast(float x) {
     return y;
 }
 
+// The same value with its sum in [1, 2): of such pairs the greater reference belongs to the greater value. Whole references, as all
+// are, stay exact. Without this a sum that grew far above its reference is lost beside one that fell far below.
+DEVICE float2 normalized(float2 v) {
+    if (!(v.y > 0.0f)) return v;
+    const int exponent = (int)(__float_as_uint(v.y) >> 23) - 127;
+    return make_float2(v.x + (float)exponent, __uint_as_float(__float_as_uint(v.y) - ((u32)exponent << 23)));
+}
+
 // Adds (reference, sum) b to a: the value is sum * 2^reference.
 DEVICE void add_sums(float2& a, float2 b) {
     float r = fmaxf(a.x, b.x);
