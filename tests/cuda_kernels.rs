@@ -90,3 +90,20 @@ fn every_form_of_the_step_compiles() {
         code.unwrap_or_else(|e| panic!("{shape:?} {architecture} {names:?}: {e}"));
     }
 }
+
+#[test]
+fn prefill_selection_compiles_for_every_kind_of_group() {
+    if !nvrtc() {
+        return;
+    }
+    // Groups at the limit of Hopper's form, beyond it, of one head, and heads that are no power of two.
+    let shapes = [shape(64, 8, 128), shape(16, 1, 256), shape(6, 6, 64), shape(8, 8, 80)];
+    for source in [Source::PrefillSelect, Source::PrefillScore, Source::PrefillScoreWgmma] {
+        for shape in shapes {
+            for architecture in ["sm_86", "sm_90a"] {
+                compile(source, &defines(Element::Bf16, &shape), architecture)
+                    .unwrap_or_else(|e| panic!("{} {shape:?} {architecture}: {e}", source.file()));
+            }
+        }
+    }
+}

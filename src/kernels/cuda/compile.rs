@@ -74,7 +74,11 @@ sources! {
     /// Choosing the next token.
     Sample = "sample.cu";
     /// Selection for the chunks of a prompt.
-    PrefillSelect = "prefill_select.cu";
+    PrefillSelect = "prefill_select.cu" of "prefill_select.cuh", "prefill_select.cu";
+    /// Its products with the keys.
+    PrefillScore = "prefill_score.cu" of "prefill_select.cuh", "prefill_score.cu";
+    /// The same on Hopper.
+    PrefillScoreWgmma = "prefill_score_wgmma.cu" of "prefill_select.cuh", "prefill_score_wgmma.cu";
     /// Selection and attention of one row.
     TokenSelectStep = "token_select_step.cu" of
         "token_select_step/layout.cuh", "token_select_step/scores.cuh", "token_select_step/select.cuh",

@@ -1,111 +1,93 @@
-// Selection for the chunks of one prefill block (TokenSelect: the head soft vote of equation 7, then its top k).
+// Selection for the chunks of one prefill block (TokenSelect: the head soft vote of equation 7, then its top k), without the
+// products with the keys: those are in prefill_score_wgmma.cu and prefill_score.cu, two files with the same entry points.
 //
 // A launch serves up to 16 chunks of a layer. MODE is 1 for one chunk, 8 for 2 to 8, 16 for 9 to 16. In order:
 //   1 chunk_queries        fused rows -> selection query of each chunk (rotated at n_local + row, mean over the rows)
 //   2 score_sums_MODE      keys read once: sums of exponentials per (chunk, head); MODE 1 keeps its scores
 //   3 fold_sums            partial sums -> (reference, 1 / sum) per (chunk, head); clears the histograms
 //   4 score_votes_MODE     (8, 16) keys read again, the products made once more: votes; or votes_from_scores (1)
-//   5 vote_histogram       top 12 bits of the votes
-//   6 gather_candidates    positions of all tokens in the bin of the last selected vote or above, compacted within segments
+//   5 vote_histogram       top 12 bits of the votes; its last block finds the bin of the last selected vote
+//   6 gather_candidates    positions of all tokens in that bin or above, compacted within segments of 512 tokens
 //   7 finish_lists         the exact top k among those, the packed list and its length
-// Every kernel may be launched programmatically dependent on the one before it.
+// Every kernel may be launched programmatically dependent on the one before it. Keys, `stored` and `rows` must have been
+// written by kernels before chunk_queries.
 //
-// D head dim (a multiple of 8), H heads, Hkv KV heads, GROUP = H / Hkv up to 16. Per chunk on the device: int stored[chunks]
-// (tokens stored when the chunk attends, its own included), int rows[chunks]. struct Select goes by value, last. Scratch:
-//   queries elem[chunks][H][D]; partial float2[X][columns]; weights float2[columns]; histograms u32[chunks][4096];
-//   votes f32[chunks][vote_stride]; found int[chunks][vote_stride]; counts int[chunks][vote_stride / 2048];
-//   scores f32[H][vote_stride] (MODE 1, else null)
-// with t = MODE 16: GROUP, 8: (GROUP + 1) / 2, 1: 1; columns = Hkv * t * 16; X = max(1, 2 SMs / Hkv); P = ceil(D / 32).
+// D head dim, H heads, Hkv KV heads. Per-chunk inputs on the device: int stored[chunks] (tokens stored when the chunk attends,
+// its own included) and int rows[chunks]. struct Select goes by value, last. Scratch, not initialised unless said so:
+//   queries elem[chunks][H][D]; parts f32[chunks][H][Z][D]; tickets u32[chunks * H], zero before the first use ever;
+//   partial float2[X][columns]; weights float2[columns]; histograms u32[chunks][4112]; votes f32[chunks][vote_stride];
+//   found int[chunks][vote_stride]; counts int[chunks][vote_stride / 512]; scores f32[H][vote_stride] (MODE 1, else null)
+// with columns = Hkv * 16 * (MODE 16: GROUP, 8: (GROUP + 1) / 2, 1: 1) and X = the grid of score_sums in x.
 //
 // Entry points (grid; block; dynamic shared bytes):
-//   chunk_queries(queries, qkv, cosines, sines, rows, int chunk_rows, int n_local, int last_only)
-//     (H / (H even ? 2 : 1), chunks); 512; 0. Chunk c has the fused rows from c * chunk_rows on.
-//   score_sums_{1,8,16}(partial, scores, queries, keys, stored, rows, Select)   (X, Hkv); 128; t * (P * 1024 + 1024)
-//   fold_sums(weights, histograms, partial, int X, int columns, int chunks * 4096)   ceil(columns / 8); 256; 0
-//   score_votes_{8,16}(votes, queries, keys, weights, stored, rows, Select)   SMs; 256; Hkv * t * (P * 1024 + 128)
-//   votes_from_scores(votes, scores, weights, stored, rows, Select)   min(4 SMs, vote_stride / 256); 256; 0
+//   chunk_queries(queries, parts, tickets, qkv, cosines, sines, rows, int chunk_rows, int n_local, int last_only)
+//     (H / QUERY_HEADS, chunks, Z); 256; 0. QUERY_HEADS = 4, 2 or 1, the first that divides H. Z slices of the rows, any number
+//     from 1 (best: 2 SMs / (H / QUERY_HEADS * chunks), within 1 .. chunk_rows / 64). Chunk c has the fused rows from
+//     c * chunk_rows on.
+//   fold_sums(weights, histograms, partial, int X, int columns, int chunks * 4112)   ceil(columns / 8); 256; 0
+//   votes_from_scores(votes, scores, weights, stored, rows, Select)   min(4 SMs, vote_stride / 1024); 256; 0
 //   vote_histogram(histograms, votes, stored, rows, Select)   (4 SMs / chunks within 1 .. SMs, chunks); 256; 0
-//   gather_candidates(found, counts, histograms, votes, stored, rows, Select)   (ceil(vote_stride / 16384), chunks); 256; 0
+//   gather_candidates(found, counts, histograms, votes, stored, rows, Select)   (ceil(vote_stride / 4096), chunks); 256; 0
 //   finish_lists(list, lengths, found, counts, histograms, votes, stored, rows, Select)
-//     chunks; 1024; 4096 + 8 * 6144 + 4 * (vote_stride / 2048 + 1)
+//     chunks; 1024; 4096 + 8 * 6144 + 4 * (vote_stride / 512 + 1)
 //   list int[chunks][list_stride]: [0 .. n_init), the selected ascending, [stored - window .. stored); lengths int[chunks].
 //   All stored tokens when stored <= n_init + top_k + n_local. list_stride >= n_init + top_k + max(n_local, longest window).
-// When the shared memory of MODE 16 is more than the chip has, serve 8 chunks at a time.
 //
 // Floor on an H200 per layer and block of 16 chunks, Qwen2-7B at 1M tokens: K twice at 4.69 TB/s is 457 us; queries 58 MB,
-// 12 us; votes out once and in twice, 201 MB, 43 us; 2 x 120 GFLOP, 303 us, beside the traffic. f32 scores out and in would be
-// 3.8 GB, 800 us, hence the second pass over K. Measured, 16 chunks: 194 us at 128K (12.1 a chunk), 993 us at 1M (62.0); one
-// chunk alone 86 and 429 us. By kernel at 1M: queries 31, sums 462, votes 448, histogram 25, gather 35, the rest 21.
+// 12 us; votes out once and in twice, 201 MB, 43 us. f32 scores out and in would be 3.8 GB, 800 us, hence the second pass over
+// K (229 us of traffic, 150 us of matrix work). One chunk alone: K once, its scores out and in (235 MB), 280 us.
 //
 // What was tried:
-// - Tokens as rows of the product: a 16-byte load does not leave its registers in the order that the instruction wants, and
-//   the moves outnumber the products 4 to 1 in the machine code. Tokens as columns need none.
-// - Both passes are latency-bound (2 warps a scheduler, tensor pipe 37% busy) and read 64 bytes of a row at a time, which
-//   loads the L2: 3.4 TB/s at one chunk. wgmma with keys through shared memory takes 272 and 283 us instead of 462 and 448.
-
-#define HEADS (GROUP * KV_HEADS)
-#define PIECES ((HEAD_DIM + 31) / 32)               // 32 elements of a row: two k16 steps, 16 bytes a lane
-#define TOKEN_TILES (HEAD_DIM <= 128 ? 4 : 2)       // 8-token tiles of a warp
-#define WARP_TOKENS (8 * TOKEN_TILES)
-#define ROW_ELEMS (KV_HEADS * HEAD_DIM)
-#ifndef SUM_WARPS
-#define SUM_WARPS 4
-#endif
-#ifndef SUM_BLOCKS
-#define SUM_BLOCKS 2                                // resident per SM
-#endif
-#ifndef VOTE_WARPS
-#define VOTE_WARPS 8
-#endif
-#define UNSET -1e30f
-
-struct Select {
-    int chunks;         // of this launch
-    int n_init, top_k, n_local;
-    int flags;          // 1: the local window lies outside the chunk; 2: head h is scored against KV head h % KV_HEADS
-    int list_stride;    // ints per chunk in `list`
-    int vote_stride;    // floats per chunk in `votes`: the capacity, rounded up to a multiple of 2048
-    float scale_log2;   // scale of the scores (1 or D^-1/2; above 0) times log2(e)
-};
-
-struct Span { int begin, end; };
-
-// Candidates of a chunk: none when it attends to every stored token.
-DEVICE Span candidates(const Select& s, int stored, int rows) {
-    int window = (s.flags & 1) ? s.n_local + rows : max(s.n_local, rows);
-    Span c = {s.n_init, s.n_init};
-    if (stored > s.n_init + s.top_k + s.n_local) c.end = max(s.n_init, stored - window);
-    return c;
-}
-
-DEVICE float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
+// - The digit: 12 bits (4 of the mantissa) leave a few hundred candidates beyond top_k in the last bin; the histogram kernel
+//   is bound by shared-memory atomics, the two vote readers by latency. Segments of 2048 tokens a warp and a threshold search
+//   in every block: 34 us at 1M (16 chunks); 512 tokens and one search by the last block of the histogram: 21 us.
+// - finish_lists: every thread adding up 32 warp sums costs 1 us a time; by shuffles it went from 17.9 to 11.9 us.
+// - chunk_queries: one block a (chunk, 2 heads) takes 29 us; slices of rows, 4 heads sharing the sines: 21 us, and 5.9
+//   instead of 10.4 us for one chunk.
+// - votes_from_scores: four tokens a thread instead of one, 52 -> 34 us at 1M.
 
 // ---- queries -------------------------------------------------------------------------------------------------------
 
-#define QUERY_WARPS 16
-#define QUERY_HEADS (HEADS % 2 == 0 ? 2 : 1)
+#define QUERY_WARPS 8
+#define QUERY_HEADS (HEADS % 4 == 0 ? 4 : HEADS % 2 == 0 ? 2 : 1)
 #define PER (HEAD_DIM % 16 == 0 ? 8 : 4)            // pairs of a thread
 #define ROW_LANES (HEAD_DIM / 2 / PER)
 #define WARP_ROWS (32 / ROW_LANES)
 
-extern "C" __global__ void __launch_bounds__(QUERY_WARPS * 32) chunk_queries(elem* queries, const elem* qkv,
-    const float* cosines, const float* sines, const int* rows, int chunk_rows, int n_local, int last_only) {
-    __shared__ float sums[QUERY_WARPS][QUERY_HEADS * HEAD_DIM];
+// PER elements as f32.
+DEVICE void read_elems(float (&x)[PER], const elem* p) {
+#if HEAD_DIM % 16 == 0
+    uint4 v = *(const uint4*)p;
+    u32 w[4] = {v.x, v.y, v.z, v.w};
+#else
+    uint2 v = *(const uint2*)p;
+    u32 w[2] = {v.x, v.y};
+#endif
+#pragma unroll
+    for (int i = 0; i < PER / 2; i++) {
+        float2 f = unpack2(w[i]);
+        x[2 * i] = f.x, x[2 * i + 1] = f.y;
+    }
+}
+
+// grid (HEADS / QUERY_HEADS, chunks, slices of the rows). The block that ends last adds up the slices, in order.
+extern "C" __global__ void __launch_bounds__(QUERY_WARPS * 32, HEAD_DIM == 64 || HEAD_DIM == 128 ? 2 : 1) chunk_queries(elem* queries, float* parts, u32* tickets,
+    const elem* qkv, const float* cosines, const float* sines, const int* rows, int chunk_rows, int n_local, int last_only) {
+    constexpr int HALF = HEAD_DIM / 2, PITCH = (HEADS + 2 * KV_HEADS) * HEAD_DIM, WIDTH = QUERY_HEADS * HEAD_DIM;
+    __shared__ float sums[QUERY_WARPS][WIDTH];
+    __shared__ u32 ticket;
     wait_for_previous_kernel();
     let_next_kernel_start();
-    constexpr int HALF = HEAD_DIM / 2, PITCH = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
-    const int chunk = blockIdx.y, head = blockIdx.x * QUERY_HEADS;
-    const int n = rows[chunk], lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int d = lane % ROW_LANES * PER, lane_row = lane / ROW_LANES;
+    const int chunk = blockIdx.y, head = blockIdx.x * QUERY_HEADS, n = rows[chunk];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, d = lane % ROW_LANES * PER, lane_row = lane / ROW_LANES;
+    const int slice_rows = (chunk_rows + gridDim.z - 1) / gridDim.z, slices = last_only ? 1 : (n + slice_rows - 1) / slice_rows;
+    if (blockIdx.z >= slices) return;
+    const int begin = last_only ? n - 1 : blockIdx.z * slice_rows, end = min(n, begin + slice_rows);
     const elem* q = qkv + (i64)chunk * chunk_rows * PITCH + head * HEAD_DIM + d;
     float lo[QUERY_HEADS][PER] = {}, hi[QUERY_HEADS][PER] = {};
     if (lane_row < WARP_ROWS) {
 #pragma unroll 2
-        for (int r = (last_only ? n - 1 : 0) + warp * WARP_ROWS + lane_row; r < n; r += QUERY_WARPS * WARP_ROWS) {
+        for (int r = begin + warp * WARP_ROWS + lane_row; r < end; r += QUERY_WARPS * WARP_ROWS) {
             float c[PER], s[PER];
             const float* cp = cosines + (i64)(n_local + r) * HALF + d;
             const float* sp = sines + (i64)(n_local + r) * HALF + d;
@@ -117,23 +99,31 @@ extern "C" __global__ void __launch_bounds__(QUERY_WARPS * 32) chunk_queries(ele
             }
 #pragma unroll
             for (int h = 0; h < QUERY_HEADS; h++) {
-                const elem* row = q + (i64)r * PITCH + h * HEAD_DIM;
+                float u[PER], v[PER];
+                read_elems(u, q + (i64)r * PITCH + h * HEAD_DIM);
+                read_elems(v, q + (i64)r * PITCH + h * HEAD_DIM + HALF);
 #pragma unroll
-                for (int i = 0; i < PER; i += 4) {
-                    uint2 a = *(const uint2*)(row + i), b = *(const uint2*)(row + HALF + i);
-                    float2 a0 = unpack2(a.x), a1 = unpack2(a.y), b0 = unpack2(b.x), b1 = unpack2(b.y);
-                    float u[4] = {a0.x, a0.y, a1.x, a1.y}, v[4] = {b0.x, b0.y, b1.x, b1.y};
-#pragma unroll
-                    for (int k = 0; k < 4; k++) {
-                        lo[h][i + k] += u[k] * c[i + k] - v[k] * s[i + k];
-                        hi[h][i + k] += v[k] * c[i + k] + u[k] * s[i + k];
-                    }
+                for (int i = 0; i < PER; i++) {
+                    lo[h][i] += u[i] * c[i] - v[i] * s[i];
+                    hi[h][i] += v[i] * c[i] + u[i] * s[i];
                 }
             }
         }
     }
-    // The rows of a warp one after the other, then the warps: a fixed order.
-    for (int turn = 0; turn < WARP_ROWS; turn++) {
+    // The rows of a warp, then the warps, then the slices, always in the same order.
+    constexpr bool even = 32 % ROW_LANES == 0 && (ROW_LANES & (ROW_LANES - 1)) == 0;
+    if (even) {
+#pragma unroll
+        for (int h = 0; h < QUERY_HEADS; h++)
+#pragma unroll
+            for (int i = 0; i < PER; i++)
+#pragma unroll
+                for (int x = ROW_LANES; x < 32; x <<= 1) {
+                    lo[h][i] += __shfl_xor_sync(FULL_MASK, lo[h][i], x);
+                    hi[h][i] += __shfl_xor_sync(FULL_MASK, hi[h][i], x);
+                }
+    }
+    for (int turn = 0; turn < (even ? 1 : WARP_ROWS); turn++) {
         if (lane_row == turn) {
 #pragma unroll
             for (int h = 0; h < QUERY_HEADS; h++)
@@ -147,214 +137,30 @@ extern "C" __global__ void __launch_bounds__(QUERY_WARPS * 32) chunk_queries(ele
         __syncwarp();
     }
     __syncthreads();
-    const float share = last_only ? 1.0f : 1.0f / (float)n;
-    for (int i = threadIdx.x; i < QUERY_HEADS * HEAD_DIM; i += QUERY_WARPS * 32) {
+    const int group = chunk * (HEADS / QUERY_HEADS) + blockIdx.x;
+    float* part = parts + (i64)group * gridDim.z * WIDTH;
+    for (int i = threadIdx.x; i < WIDTH; i += QUERY_WARPS * 32) {
         float x = 0.0f;
         for (int w = 0; w < QUERY_WARPS; w++) x += sums[w][i];
+        part[blockIdx.z * WIDTH + i] = x;
+    }
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) ticket = atomicAdd(&tickets[group], 1u);
+    __syncthreads();
+    if (ticket != slices - 1) return;
+    __threadfence();
+    if (threadIdx.x == 0) tickets[group] = 0;
+    const float share = last_only ? 1.0f : 1.0f / (float)n;
+    for (int i = threadIdx.x; i < WIDTH; i += QUERY_WARPS * 32) {
+        float x = 0.0f;
+#pragma unroll 8
+        for (int z = 0; z < slices; z++) x += __ldcg(part + z * WIDTH + i);
         queries[((i64)chunk * HEADS + head) * HEAD_DIM + i] = from_float(x * share);
     }
 }
 
-// ---- scores --------------------------------------------------------------------------------------------------------
-
-// The products run as (16 query rows) x (8 tokens): a lane's 16 bytes of a key are then two B operands as they are loaded,
-// k being permuted alike on both sides. A row tile is, by the chunks of the launch (MODE): 16: one head of 16 chunks;
-// 8: two heads of 8 chunks; 1: up to 16 heads of one chunk. So the sum over heads stays within a lane for 16 and 8.
-template <int MODE> struct Tiles {
-    static constexpr int COUNT = MODE == 16 ? GROUP : MODE == 8 ? (GROUP + 1) / 2 : 1;         // per KV head
-    // Rows g + 8 hold nothing in this tile.
-    static constexpr DEVICE bool half(int j) { return MODE == 8 ? 2 * j + 1 >= GROUP : MODE == 1 ? GROUP <= 8 : false; }
-};
-
-// The A operands of KV head `kv` as the lanes want them: [tile][piece][k16 step][lane] 16 bytes.
-template <int MODE> DEVICE void stage_queries(uint4* out, const elem* queries, const Select& s, int kv) {
-#pragma unroll 1
-    for (int i = threadIdx.x; i < Tiles<MODE>::COUNT * PIECES * 64; i += blockDim.x) {
-        int lane = i & 31, step = i >> 5 & 1, piece = i / 64 % PIECES, tile = i / 64 / PIECES;
-        int e = piece * 32 + (lane & 3) * 8 + step * 4;
-        uint2 v[2];
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            int row = (lane >> 2) + r * 8;
-            int chunk = MODE == 16 ? row : MODE == 8 ? row & 7 : 0;
-            int j = MODE == 16 ? tile : MODE == 8 ? tile * 2 + r : row;
-            int head = (s.flags & 2) ? j * KV_HEADS + kv : kv * GROUP + j;
-            v[r] = make_uint2(0, 0);
-            if (chunk < s.chunks && j < GROUP && e < HEAD_DIM)
-                v[r] = *(const uint2*)(queries + ((i64)chunk * HEADS + head) * HEAD_DIM + e);
-        }
-        out[i] = make_uint4(v[0].x, v[1].x, v[0].y, v[1].y);
-    }
-}
-
-// WARP_TOKENS keys as B operands: lane 4 g + t holds elements 32 p + 8 t .. + 7 of token 8 i + g.
-typedef uint4 Keys[TOKEN_TILES][PIECES];
-
-DEVICE void load_keys(Keys& a, const elem* keys, u32 token, u32 last, int kv) {
-    const int lane = threadIdx.x & 31;
-#pragma unroll
-    for (int i = 0; i < TOKEN_TILES; i++) {
-        u32 t = min(token + i * 8 + (lane >> 2), last);
-        const elem* row = keys + (u64)t * ROW_ELEMS + kv * HEAD_DIM + (lane & 3) * 8;
-#pragma unroll
-        for (int p = 0; p < PIECES; p++) {
-            if (HEAD_DIM % 32 == 0 || p * 32 + (lane & 3) * 8 < HEAD_DIM) a[i][p] = load_streaming(row + p * 32);
-            else a[i][p] = make_uint4(0, 0, 0, 0);
-        }
-    }
-}
-
-// c[i]: rows {g, g + 8}, tokens 8 i + {2t, 2t + 1}.
-DEVICE void score_tile(float (&c)[TOKEN_TILES][4], const Keys& a, const uint4* q) {
-#pragma unroll
-    for (int i = 0; i < TOKEN_TILES; i++)
-#pragma unroll
-        for (int k = 0; k < 4; k++) c[i][k] = 0.0f;
-#pragma unroll
-    for (int p = 0; p < PIECES; p++) {
-        uint4 q0 = q[p * 64], q1 = q[p * 64 + 32];
-        u32 a0[4] = {q0.x, q0.y, q0.z, q0.w}, a1[4] = {q1.x, q1.y, q1.z, q1.w};
-#pragma unroll
-        for (int i = 0; i < TOKEN_TILES; i++) {
-            u32 b[2] = {a[i][p].x, a[i][p].y};
-            mma_16816(c[i], a0, b);
-        }
-#pragma unroll
-        for (int i = 0; i < TOKEN_TILES; i++) {
-            u32 b[2] = {a[i][p].z, a[i][p].w};
-            mma_16816(c[i], a1, b);
-        }
-    }
-}
-
-DEVICE void copy_keys(Keys& to, const Keys& from) {
-#pragma unroll
-    for (int i = 0; i < TOKEN_TILES; i++)
-#pragma unroll
-        for (int p = 0; p < PIECES; p++) to[i][p] = from[i][p];
-}
-
-// Ends of the candidates of all chunks of the launch into shared memory; what they have in common is returned.
-struct Bounds { int last_stored, least_end, greatest_end; };
-DEVICE Bounds read_spans(int* ends, const Select& s, const int* stored, const int* rows) {
-    if (threadIdx.x < 16) ends[threadIdx.x] = threadIdx.x < s.chunks ? candidates(s, stored[threadIdx.x], rows[threadIdx.x]).end : 0;
-    __syncthreads();
-    Bounds b = {0, 0x7fffffff, 0};
-    for (int c = 0; c < s.chunks; c++) {
-        b.least_end = min(b.least_end, ends[c]), b.greatest_end = max(b.greatest_end, ends[c]);
-        b.last_stored = max(b.last_stored, stored[c] - 1);
-    }
-    if (b.greatest_end <= s.n_init) b.greatest_end = 0;                     // nothing to score
-    return b;
-}
-
-// Adds (reference, sum) b to a: the value is sum * 2^reference.
-DEVICE void add_sums(float2& a, float2 b) {
-    float r = fmaxf(a.x, b.x);
-    a.y = a.y * exp2_fast(a.x - r) + b.y * exp2_fast(b.x - r);
-    a.x = r;
-}
-
-// Sums of exponentials of every (chunk, head) over a share of the tokens. grid (x, KV_HEADS): x splits the tokens.
-template <int MODE> DEVICE void sums_body(float2* partial, float* scores, const elem* queries, const elem* keys,
-    const int* stored, const int* rows, const Select& s) {
-    constexpr int TILES = Tiles<MODE>::COUNT;
-    extern __shared__ uint4 shared[];
-    __shared__ int ends[16];
-    float2* references = (float2*)(shared + TILES * PIECES * 64);           // [warp][tile][lane]
-    const int kv = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2;
-    let_next_kernel_start();
-    wait_for_previous_kernel();
-    stage_queries<MODE>(shared, queries, s, kv);
-    Bounds bounds = read_spans(ends, s, stored, rows);
-    float2* reference = references + warp * TILES * 32 + lane;
-#pragma unroll
-    for (int j = 0; j < TILES; j++) reference[j * 32] = make_float2(UNSET, UNSET);
-    const float scale = s.scale_log2;
-    const int end0 = ends[MODE == 1 ? 0 : g], end1 = MODE == 16 ? ends[g + 8] : end0;
-    float sum[TILES][2] = {};
-    const u32 stride = gridDim.x * SUM_WARPS * WARP_TOKENS;
-    u32 token = (s.n_init & ~31) + (blockIdx.x * SUM_WARPS + warp) * WARP_TOKENS;
-    Keys now, next;
-    load_keys(now, keys, token, bounds.last_stored, kv);
-#pragma unroll 2
-    for (; token < (u32)bounds.greatest_end; token += stride) {
-        load_keys(next, keys, token + stride, bounds.last_stored, kv);
-        const bool partly = token + WARP_TOKENS > (u32)bounds.least_end || (int)token < s.n_init;
-        const int t = (int)token + (lane & 3) * 2;
-#pragma unroll
-        for (int j = 0; j < TILES; j++) {
-            float c[TOKEN_TILES][4];
-            score_tile(c, now, shared + j * PIECES * 64 + lane);
-            const bool half = Tiles<MODE>::half(j);
-            if (MODE == 1) {
-#pragma unroll
-                for (int i = 0; i < TOKEN_TILES; i++)
-#pragma unroll
-                    for (int r = 0; r < (half ? 1 : 2); r++)
-                        if (g + r * 8 < GROUP)
-                            *(float2*)(scores + (i64)(kv * GROUP + g + r * 8) * s.vote_stride + t + i * 8) =
-                                make_float2(c[i][r * 2] * scale, c[i][r * 2 + 1] * scale);
-            }
-            if (partly) {
-#pragma unroll
-                for (int i = 0; i < TOKEN_TILES; i++)
-#pragma unroll
-                    for (int k = 0; k < 4; k++) {
-                        int at = t + i * 8 + (k & 1);
-                        if (at < s.n_init || at >= (k < 2 ? end0 : end1)) c[i][k] = NEG_INF;
-                    }
-            }
-            float2 r = reference[j * 32];
-            float x = 0.0f, y = 0.0f;
-#pragma unroll
-            for (int i = 0; i < TOKEN_TILES; i++) {
-                x += exp2_fast(fmaf(c[i][0], scale, -r.x)) + exp2_fast(fmaf(c[i][1], scale, -r.x));
-                if (!half) y += exp2_fast(fmaf(c[i][2], scale, -r.y)) + exp2_fast(fmaf(c[i][3], scale, -r.y));
-            }
-            x += sum[j][0], y += sum[j][1];
-            if (fmaxf(x, y) > 1e30f) {
-                // A score far above the lane's reference (or the first one): a higher reference, with room above.
-                float a = r.x, b = r.y;
-#pragma unroll
-                for (int i = 0; i < TOKEN_TILES; i++) {
-                    a = fmaxf(a, fmaf(fmaxf(c[i][0], c[i][1]), scale, 60.0f));
-                    b = fmaxf(b, fmaf(fmaxf(c[i][2], c[i][3]), scale, 60.0f));
-                }
-                reference[j * 32] = make_float2(a, b);
-                x = sum[j][0] * exp2_fast(r.x - a), y = sum[j][1] * exp2_fast(r.y - b);
-#pragma unroll
-                for (int i = 0; i < TOKEN_TILES; i++) {
-                    x += exp2_fast(fmaf(c[i][0], scale, -a)) + exp2_fast(fmaf(c[i][1], scale, -a));
-                    y += exp2_fast(fmaf(c[i][2], scale, -b)) + exp2_fast(fmaf(c[i][3], scale, -b));
-                }
-            }
-            sum[j][0] = x, sum[j][1] = y;
-        }
-        copy_keys(now, next);
-    }
-    // Lanes of a row, then warps.
-    __syncthreads();
-    float2* columns = (float2*)shared;                                      // [warp][TILES * 16]
-#pragma unroll
-    for (int j = 0; j < TILES; j++) {
-        float2 r = reference[j * 32];
-#pragma unroll
-        for (int k = 0; k < 2; k++) {
-            float2 v = make_float2(k ? r.y : r.x, sum[j][k]);
-#pragma unroll
-            for (int d = 1; d < 4; d <<= 1)
-                add_sums(v, make_float2(__shfl_xor_sync(FULL_MASK, v.x, d), __shfl_xor_sync(FULL_MASK, v.y, d)));
-            if ((lane & 3) == 0) columns[(warp * TILES + j) * 16 + k * 8 + g] = v;
-        }
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < TILES * 16; i += SUM_WARPS * 32) {
-        float2 v = columns[i];
-        for (int w = 1; w < SUM_WARPS; w++) add_sums(v, columns[w * TILES * 16 + i]);
-        partial[((i64)blockIdx.x * KV_HEADS + kv) * TILES * 16 + i] = v;
-    }
-}
+// ---- votes ----------------------------------------------------------------------------------------------------------
 
 // Folds the partial sums of all blocks: weights[row] = (reference, 1 / sum) with the sum near 1. One warp a row.
 extern "C" __global__ void __launch_bounds__(256) fold_sums(float2* weights, u32* histograms, const float2* partial,
@@ -375,80 +181,7 @@ extern "C" __global__ void __launch_bounds__(256) fold_sums(float2* weights, u32
     }
 }
 
-// Votes of every (chunk, token), the products computed once more. grid x splits the tokens.
-template <int MODE> DEVICE void votes_body(float* votes, const elem* queries, const elem* keys, const float2* weights,
-    const int* stored, const int* rows, const Select& s) {
-    constexpr int TILES = Tiles<MODE>::COUNT;
-    extern __shared__ uint4 shared[];
-    __shared__ int ends[16];
-    float4* heads = (float4*)(shared + KV_HEADS * TILES * PIECES * 64);     // [kv][tile][g]: rows g and g + 8
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2;
-    let_next_kernel_start();
-    wait_for_previous_kernel();
-#pragma unroll 1
-    for (int kv = 0; kv < KV_HEADS; kv++) stage_queries<MODE>(shared + kv * TILES * PIECES * 64, queries, s, kv);
-    for (int i = threadIdx.x; i < KV_HEADS * TILES * 8; i += blockDim.x) {
-        float2 a = weights[(i & ~7) * 2 + (i & 7)], b = weights[(i & ~7) * 2 + (i & 7) + 8];
-        heads[i] = make_float4(-a.x, a.y, -b.x, b.y);
-    }
-    Bounds bounds = read_spans(ends, s, stored, rows);
-    const u32 stride = gridDim.x * VOTE_WARPS * WARP_TOKENS;
-    u32 token = (s.n_init & ~31) + (blockIdx.x * VOTE_WARPS + warp) * WARP_TOKENS;
-    Keys now, next;
-    load_keys(now, keys, token, bounds.last_stored, 0);
-    for (; token < (u32)bounds.greatest_end; token += stride) {
-        float vote[TOKEN_TILES][MODE == 16 ? 4 : 2] = {};
-        const uint4* q = shared + lane;
-        const float4* head = heads + g;
-#pragma unroll (KV_HEADS % 2 == 0 ? 2 : 1)
-        for (int kv = 1; kv <= KV_HEADS; kv++, q += TILES * PIECES * 64, head += TILES * 8) {
-            const bool wrap = kv == KV_HEADS;
-            load_keys(next, keys, wrap ? token + stride : token, bounds.last_stored, wrap ? 0 : kv);
-#pragma unroll
-            for (int j = 0; j < TILES; j++) {
-                float c[TOKEN_TILES][4];
-                score_tile(c, now, q + j * PIECES * 64);
-                float4 w = head[j * 8];
-#pragma unroll
-                for (int i = 0; i < TOKEN_TILES; i++)
-#pragma unroll
-                    for (int k = 0; k < (Tiles<MODE>::half(j) ? 2 : 4); k++) {
-                        float& v = vote[i][MODE == 16 ? k : k & 1];
-                        v = fmaf(exp2_fast(fmaf(c[i][k], s.scale_log2, k < 2 ? w.x : w.z)), k < 2 ? w.y : w.w, v);
-                    }
-            }
-            copy_keys(now, next);
-        }
-        float* out = votes + (i64)g * s.vote_stride + token + (lane & 3) * 2;
-#pragma unroll
-        for (int i = 0; i < TOKEN_TILES; i++) {
-            if (g < s.chunks) *(float2*)(out + i * 8) = make_float2(vote[i][0], vote[i][1]);
-            if (MODE == 16 && g + 8 < s.chunks)
-                *(float2*)(out + (i64)8 * s.vote_stride + i * 8) = make_float2(vote[i][MODE == 16 ? 2 : 0], vote[i][MODE == 16 ? 3 : 0]);
-        }
-    }
-}
-
-#define SUMS_ARGS float2* partial, float* scores, const elem* queries, const elem* keys, const int* stored, const int* rows, Select s
-#define VOTES_ARGS float* votes, const elem* queries, const elem* keys, const float2* weights, const int* stored, const int* rows, Select s
-
-extern "C" __global__ void __launch_bounds__(SUM_WARPS * 32, SUM_BLOCKS) score_sums_1(SUMS_ARGS) {
-    sums_body<1>(partial, scores, queries, keys, stored, rows, s);
-}
-extern "C" __global__ void __launch_bounds__(SUM_WARPS * 32, SUM_BLOCKS) score_sums_8(SUMS_ARGS) {
-    sums_body<8>(partial, scores, queries, keys, stored, rows, s);
-}
-extern "C" __global__ void __launch_bounds__(SUM_WARPS * 32, SUM_BLOCKS) score_sums_16(SUMS_ARGS) {
-    sums_body<16>(partial, scores, queries, keys, stored, rows, s);
-}
-extern "C" __global__ void __launch_bounds__(VOTE_WARPS * 32, 1) score_votes_8(VOTES_ARGS) {
-    votes_body<8>(votes, queries, keys, weights, stored, rows, s);
-}
-extern "C" __global__ void __launch_bounds__(VOTE_WARPS * 32, 1) score_votes_16(VOTES_ARGS) {
-    votes_body<16>(votes, queries, keys, weights, stored, rows, s);
-}
-
-// Votes of one chunk from stored scores. A thread a token.
+// Votes of one chunk from stored scores. Four tokens a thread.
 extern "C" __global__ void __launch_bounds__(256) votes_from_scores(float* votes, const float* scores, const float2* weights,
     const int* stored, const int* rows, Select s) {
     __shared__ float2 heads[KV_HEADS * 16];
@@ -457,16 +190,20 @@ extern "C" __global__ void __launch_bounds__(256) votes_from_scores(float* votes
     for (int i = threadIdx.x; i < KV_HEADS * 16; i += 256) heads[i] = weights[i];
     __syncthreads();
     Span span = candidates(s, stored[0], rows[0]);
-    for (int t = span.begin + blockIdx.x * 256 + threadIdx.x; t < span.end; t += gridDim.x * 256) {
-        float vote = 0.0f;
-#pragma unroll 4
+    for (int t = (span.begin & ~3) + (blockIdx.x * 256 + threadIdx.x) * 4; t < span.end; t += gridDim.x * 1024) {
+        float4 vote = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 2
         for (int kv = 0; kv < KV_HEADS; kv++)
 #pragma unroll
             for (int j = 0; j < GROUP; j++) {
                 float2 w = heads[kv * 16 + j];
-                vote = fmaf(exp2_fast(scores[(i64)(kv * GROUP + j) * s.vote_stride + t] - w.x), w.y, vote);
+                float4 x = *(const float4*)(scores + (i64)(kv * GROUP + j) * s.vote_stride + t);
+                vote.x = fmaf(exp2_fast(x.x - w.x), w.y, vote.x);
+                vote.y = fmaf(exp2_fast(x.y - w.x), w.y, vote.y);
+                vote.z = fmaf(exp2_fast(x.z - w.x), w.y, vote.z);
+                vote.w = fmaf(exp2_fast(x.w - w.x), w.y, vote.w);
             }
-        votes[t] = vote;
+        *(float4*)(votes + t) = vote;
     }
 }
 
@@ -474,7 +211,9 @@ extern "C" __global__ void __launch_bounds__(256) votes_from_scores(float* votes
 
 #define BINS 4096                                   // first digit of a vote's bits: 30..19
 #define BIN_SHIFT 19
-#define SEGMENT 2048                                // tokens that one warp compacts
+#define CHUNK_BINS (BINS + 16)                      // per chunk: the bins, a ticket, then the bin of the last selected vote
+                                                    // and how many votes lie above it
+#define SEGMENT 512                                 // tokens that one warp compacts
 #define STAGED 6144                                 // candidates that finish_lists keeps in shared memory
 
 // Votes are never negative; what is not a number counts as 0.
@@ -492,26 +231,27 @@ template <int WARPS> DEVICE u32 block_prefix(u32 x, u32* warp_sums, u32& total) 
     __syncthreads();
     if (lane == 31) warp_sums[warp] = sum;
     __syncthreads();
-    u32 before = 0;
-    total = 0;
+    u32 sums = lane < WARPS ? warp_sums[lane] : 0;
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-        u32 y = warp_sums[w];
-        if (w < warp) before += y;
-        total += y;
+    for (int d = 1; d < 32; d <<= 1) {
+        u32 y = __shfl_up_sync(FULL_MASK, sums, d);
+        if (lane >= d) sums += y;
     }
+    total = __shfl_sync(FULL_MASK, sums, 31);
+    u32 before = __shfl_sync(FULL_MASK, sums, warp ? warp - 1 : 0);
+    if (warp == 0) before = 0;
     return before + sum - x;
 }
 
 // The highest bin such that it and all above hold `wanted` or more (bin 0 when there are fewer), and the count above it.
-template <int COUNT, int WARPS> DEVICE void find_bin(const u32* bins, u32 wanted, u32* warp_sums, u32* found) {
+template <int COUNT, int WARPS, bool SHARED> DEVICE void find_bin(const u32* bins, u32 wanted, u32* warp_sums, u32* found) {
     constexpr int EACH = COUNT / (WARPS * 32);
     u32 mine[EACH], sum = 0, total;
     const int top = COUNT - 1 - threadIdx.x * EACH;
 #pragma unroll
-    for (int i = 0; i < EACH; i++) sum += mine[i] = bins[top - i];
+    for (int i = 0; i < EACH; i++) sum += mine[i] = SHARED ? bins[top - i] : __ldcg(bins + top - i);
     u32 above = block_prefix<WARPS>(sum, warp_sums, total);
-    if (threadIdx.x == 0 && total < wanted) found[0] = 0, found[1] = total - bins[0];
+    if (threadIdx.x == WARPS * 32 - 1 && total < wanted) found[0] = 0, found[1] = total - mine[EACH - 1];
     if (above < wanted && above + sum >= wanted) {
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
@@ -524,67 +264,76 @@ template <int COUNT, int WARPS> DEVICE void find_bin(const u32* bins, u32 wanted
 
 extern "C" __global__ void __launch_bounds__(256) vote_histogram(u32* histograms, const float* votes, const int* stored,
     const int* rows, Select s) {
-    __shared__ u32 bins[BINS];
+    __shared__ u32 bins[BINS], warp_sums[8], found[2], ticket;
     wait_for_previous_kernel();
     let_next_kernel_start();
     const int chunk = blockIdx.y;
     Span span = candidates(s, stored[chunk], rows[chunk]);
-    if (span.begin + blockIdx.x * 1024 >= span.end + 1024) return;
-    for (int i = threadIdx.x; i < BINS; i += 256) bins[i] = 0;
-    __syncthreads();
-    const float* row = votes + (i64)chunk * s.vote_stride;
-#pragma unroll 2
-    for (int t = (span.begin & ~3) + (blockIdx.x * 256 + threadIdx.x) * 4; t < span.end; t += gridDim.x * 1024) {
-        float4 v = *(const float4*)(row + t);
-        float x[4] = {v.x, v.y, v.z, v.w};
+    const int begin = (span.begin & ~3) + blockIdx.x * 1024;
+    u32* all = histograms + chunk * CHUNK_BINS;
+    if (begin < span.end) {
+        for (int i = threadIdx.x; i < BINS; i += 256) bins[i] = 0;
+        __syncthreads();
+        const float* row = votes + (i64)chunk * s.vote_stride;
+#pragma unroll 4
+        for (int t = begin + threadIdx.x * 4; t < span.end; t += gridDim.x * 1024) {
+            float4 v = *(const float4*)(row + t);
+            float x[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            if (t + i >= span.begin && t + i < span.end) atomicAdd(&bins[key_of(x[i]) >> BIN_SHIFT], 1u);
+            for (int i = 0; i < 4; i++)
+                if (t + i >= span.begin && t + i < span.end) atomicAdd(&bins[key_of(x[i]) >> BIN_SHIFT], 1u);
+        }
+        __syncthreads();
+        for (int i = threadIdx.x; i < BINS; i += 256)
+            if (bins[i]) atomicAdd(&all[i], bins[i]);
     }
+    // The last block of the chunk finds the bin of the last selected vote.
+    __threadfence();
     __syncthreads();
-    for (int i = threadIdx.x; i < BINS; i += 256)
-        if (bins[i]) atomicAdd(&histograms[chunk * BINS + i], bins[i]);
+    if (threadIdx.x == 0) ticket = atomicAdd(&all[BINS], 1u);
+    __syncthreads();
+    if (ticket != gridDim.x - 1) return;
+    __threadfence();
+    find_bin<BINS, 8, false>(all, (u32)s.top_k, warp_sums, found);
+    if (threadIdx.x < 2) all[BINS + 1 + threadIdx.x] = found[threadIdx.x];
 }
 
 // Positions of the tokens in or above the bin of the last selected one, compacted in order within each segment of SEGMENT
 // tokens: found[chunk][segment * SEGMENT ..], counts[chunk][segment]. A warp a segment; grid (segments / 8, chunks).
 extern "C" __global__ void __launch_bounds__(256) gather_candidates(int* found, int* counts, const u32* histograms,
     const float* votes, const int* stored, const int* rows, Select s) {
-    __shared__ u32 warp_sums[8], bin[2];
     wait_for_previous_kernel();
     let_next_kernel_start();
     const int chunk = blockIdx.y, lane = threadIdx.x & 31, segment = blockIdx.x * 8 + (threadIdx.x >> 5);
     const int segments = s.vote_stride / SEGMENT;
-    Span span = candidates(s, stored[chunk], rows[chunk]);
-    if (blockIdx.x * 8 * SEGMENT >= span.end) {
-        if (lane == 0 && segment < segments) counts[chunk * segments + segment] = 0;
-        return;
-    }
-    find_bin<BINS, 8>(histograms + chunk * BINS, (u32)s.top_k, warp_sums, bin);
     if (segment >= segments) return;
-    const u32 least = bin[0] << BIN_SHIFT;
-    const float* row = votes + (i64)chunk * s.vote_stride + segment * SEGMENT;
-    int* out = found + (i64)chunk * s.vote_stride + segment * SEGMENT;
+    const float4* row = (const float4*)(votes + (i64)chunk * s.vote_stride + segment * SEGMENT) + lane;
+    float4 v[SEGMENT / 128];
+    Span span = candidates(s, stored[chunk], rows[chunk]);
     int count = 0;
-#pragma unroll 4
-    for (int i = 0; i < SEGMENT; i += 128) {
-        int t = segment * SEGMENT + i + lane * 4;
-        float4 v = *(const float4*)(row + i + lane * 4);
-        u32 mask = 0;
-        mask |= t >= span.begin && t < span.end && key_of(v.x) >= least ? 1 : 0;
-        mask |= t + 1 >= span.begin && t + 1 < span.end && key_of(v.y) >= least ? 2 : 0;
-        mask |= t + 2 >= span.begin && t + 2 < span.end && key_of(v.z) >= least ? 4 : 0;
-        mask |= t + 3 >= span.begin && t + 3 < span.end && key_of(v.w) >= least ? 8 : 0;
-        if (__any_sync(FULL_MASK, mask)) {
-            int at = count;
+    if (segment * SEGMENT < span.end) {
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                u32 lanes = __ballot_sync(FULL_MASK, mask >> k & 1);
-                at += __popc(lanes & ((1u << lane) - 1)), count += __popc(lanes);
+        for (int i = 0; i < SEGMENT / 128; i++) v[i] = row[i * 32];
+        const u32 least = histograms[chunk * CHUNK_BINS + BINS + 1] << BIN_SHIFT;
+        int* out = found + (i64)chunk * s.vote_stride + segment * SEGMENT;
+#pragma unroll
+        for (int i = 0; i < SEGMENT / 128; i++) {
+            const int t = segment * SEGMENT + i * 128 + lane * 4;
+            float x[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+            u32 mask = 0;
+#pragma unroll
+            for (int k = 0; k < 4; k++) mask |= t + k >= span.begin && t + k < span.end && key_of(x[k]) >= least ? 1u << k : 0u;
+            if (__any_sync(FULL_MASK, mask)) {
+                int at = count;
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    u32 lanes = __ballot_sync(FULL_MASK, mask >> k & 1);
+                    at += __popc(lanes & ((1u << lane) - 1)), count += __popc(lanes);
+                }
+#pragma unroll
+                for (int k = 0; k < 4; k++)
+                    if (mask >> k & 1) out[at++] = t + k;
             }
-#pragma unroll
-            for (int k = 0; k < 4; k++)
-                if (mask >> k & 1) out[at++] = t + k;
         }
     }
     if (lane == 0) counts[chunk * segments + segment] = count;
@@ -594,7 +343,7 @@ extern "C" __global__ void __launch_bounds__(256) gather_candidates(int* found, 
 extern "C" __global__ void __launch_bounds__(1024) finish_lists(int* list, int* lengths, const int* found, const int* counts,
     const u32* histograms, const float* votes, const int* stored, const int* rows, Select s) {
     extern __shared__ u32 memory[];
-    __shared__ u32 warp_sums[32], first[2], second[2], third[2];
+    __shared__ u32 warp_sums[32], second[2], third[2];
     wait_for_previous_kernel();
     let_next_kernel_start();
     const int chunk = blockIdx.x, segments = s.vote_stride / SEGMENT, n = stored[chunk];
@@ -610,7 +359,7 @@ extern "C" __global__ void __launch_bounds__(1024) finish_lists(int* list, int* 
     u32* keys = memory + 1024;                      // STAGED
     int* tokens = (int*)keys + STAGED;              // STAGED
     u32* starts = memory + 1024 + 2 * STAGED;       // segments + 1
-    find_bin<BINS, 32>(histograms + chunk * BINS, (u32)s.top_k, warp_sums, first);
+    const u32 first[2] = {histograms[chunk * CHUNK_BINS + BINS + 1], histograms[chunk * CHUNK_BINS + BINS + 2]};
     u32 carry = 0, total;
     for (int i = 0; i < segments; i += 1024) {
         int k = i + threadIdx.x;
@@ -622,29 +371,36 @@ extern "C" __global__ void __launch_bounds__(1024) finish_lists(int* list, int* 
     if (threadIdx.x == 0) starts[segments] = carry;
     __syncthreads();
     const u32 all = carry;
-    // Candidate i in the order of positions.
-    auto fetch = [&](u32 i, u32& key, int& token) {
-        int lo = 0, hi = segments;                  // the last segment that starts at or before i
+    // Where candidate i lies, in the order of positions: the last segment that starts at or before it.
+    auto place = [&](u32 i) {
+        int lo = 0, hi = segments;
         while (hi - lo > 1) {
             int mid = (lo + hi) >> 1;
             if (starts[mid] <= i) lo = mid; else hi = mid;
         }
-        token = found[lo * SEGMENT + (int)(i - starts[lo])];
-        key = key_of(votes[token]);
+        return lo * SEGMENT + (int)(i - starts[lo]);
     };
     auto read = [&](u32 i, u32& key, int& token) {
         if (i < STAGED) key = keys[i], token = tokens[i];
-        else fetch(i, key, token);
+        else token = found[place(i)], key = key_of(votes[token]);
     };
-    for (u32 i = threadIdx.x; i < all; i += 1024) {
-        u32 key; int token;
-        fetch(i, key, token);
-        if (i < STAGED) keys[i] = key, tokens[i] = token;
-        if (key >> BIN_SHIFT == first[0]) atomicAdd(&bins[key >> 9 & 1023], 1u);
+    for (u32 base = threadIdx.x; base < all; base += 3072) {
+        int token[3];
+        float vote[3];
+#pragma unroll
+        for (int u = 0; u < 3; u++) token[u] = base + u * 1024 < all ? found[place(base + u * 1024)] : span.begin;
+#pragma unroll
+        for (int u = 0; u < 3; u++) vote[u] = votes[token[u]];
+#pragma unroll
+        for (int u = 0; u < 3; u++) {
+            u32 i = base + u * 1024, key = key_of(vote[u]);
+            if (i < STAGED) keys[i] = key, tokens[i] = token[u];
+            if (i < all && key >> BIN_SHIFT == first[0]) atomicAdd(&bins[key >> 9 & 1023], 1u);
+        }
     }
     __syncthreads();
     const u32 wanted = (u32)s.top_k - first[1];
-    find_bin<1024, 32>(bins, wanted, warp_sums, second);
+    find_bin<1024, 32, true>(bins, wanted, warp_sums, second);
     bins[threadIdx.x] = 0;
     __syncthreads();
     const u32 high = first[0] << 10 | second[0];
@@ -654,7 +410,7 @@ extern "C" __global__ void __launch_bounds__(1024) finish_lists(int* list, int* 
         if (key >> 9 == high) atomicAdd(&bins[key & 511], 1u);
     }
     __syncthreads();
-    find_bin<1024, 32>(bins, wanted - second[1], warp_sums, third);
+    find_bin<1024, 32, true>(bins, wanted - second[1], warp_sums, third);
     const u32 last = high << 9 | third[0];          // the bits of the last selected vote
     const u32 ties = wanted - second[1] - third[1]; // of its equals, so many are selected: the lowest positions
     const int begin = s.n_init;

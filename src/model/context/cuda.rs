@@ -14,10 +14,10 @@ use crate::error::{Error, Result};
 use crate::kernels::cuda::attention::{
     AttentionKernels, DenseScratch, DeviceRope, Keys, LayerStore, PackedLists, QueryChunks,
 };
-use crate::kernels::cuda::select::{MAX_CHUNKS, SelectInput, SelectKernels, SelectScratch, SelectSettings};
+use crate::kernels::cuda::select::{MAX_CHUNKS, SelectInput, SelectKernels, SelectPlan, SelectScratch, SelectSettings};
 use crate::kernels::cuda::step::{StepInput, StepKernels, StepSettings, StepState};
 use crate::kernels::cuda::{Cuda, CudaBuffer, ELEMENT_BYTES, Memory};
-use crate::kernels::{Positions, ScoreDtype};
+use crate::kernels::{AttentionShape, Positions, ScoreDtype};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{ForwardTimes, SessionLimits};
 use crate::model::rope;
@@ -114,6 +114,16 @@ fn chunk_rows(limits: SessionLimits) -> usize {
 
 fn chunks_at_once(limits: SessionLimits) -> usize {
     limits.max_context.div_ceil(chunk_rows(limits)).clamp(1, MAX_CHUNKS)
+}
+
+fn plan<'a>(shape: &'a AttentionShape, settings: &'a SelectSettings, limits: SessionLimits) -> SelectPlan<'a> {
+    SelectPlan {
+        shape,
+        settings,
+        capacity: limits.max_context,
+        chunks: chunks_at_once(limits),
+        rows: chunk_rows(limits),
+    }
 }
 
 /// Positions that angles are needed for.
@@ -350,7 +360,7 @@ impl AttentionContext<Cuda> for CudaContext {
                 let step_kernels = StepKernels::new(device, &shape)?;
                 Some(Selecting {
                     select_kernels: SelectKernels::new(device, &shape)?,
-                    scratch: SelectScratch::new(gpu, &shape, &select, capacity, chunks, rows),
+                    scratch: SelectScratch::new(gpu, &plan(&shape, &select, limits)),
                     packed: PackedLists::new(gpu, &shape, chunks, select.longest_list(rows)),
                     step_state: StepState::new(&step_kernels, &step, capacity, config.layers),
                     step_kernels,
@@ -392,7 +402,7 @@ impl AttentionContext<Cuda> for CudaContext {
             PolicyConfig::TokenSelect(token_select) => {
                 let (select, step) = settings(config, token_select);
                 int8_keys = step.int8_keys;
-                SelectScratch::bytes(gpu, &shape, &select, capacity, chunks, rows)
+                plan(&shape, &select, limits).bytes(gpu)
                     + PackedLists::bytes(&shape, chunks, select.longest_list(rows))
                     // A kernel that does not compile is told when the text is made.
                     + StepKernels::new(device, &shape)

@@ -25,6 +25,17 @@ impl Argument {
     /// No memory.
     pub(in crate::kernels::cuda) const NULL: Self = Self::Pointer(0);
 
+    /// A pointer, `bytes` further on.
+    ///
+    /// # Panics
+    /// If this is a value.
+    pub(in crate::kernels::cuda) fn after(self, bytes: usize) -> Self {
+        match self {
+            Self::Pointer(address) => Self::Pointer(address + bytes as u64),
+            _ => unreachable!("only memory has something after it"),
+        }
+    }
+
     /// Bytes of the value; a structure counts as whatever the kernel declares.
     pub(super) fn bytes(&self) -> usize {
         match self {
