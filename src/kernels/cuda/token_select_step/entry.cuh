@@ -71,15 +71,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) token_select_step(StepA
 #if FAST_SCORES
             error = rounding_error(a, shared, error);
 #endif
-            wait_for_all(all);
-            remember(a, local_start);
+            announce(all);
             prefetch_fixed_rows(a, local_start, stored);
+            await_all(all);
+            remember(a, local_start);
             Class edge = vote(a, shared, slice, scratch, all, error);
             select(a, shared, slice, scratch, all, edge);
             list = {a.n_init + a.top_k + stored - local_start, a.n_init, a.top_k, local_start};
+            announce(all);
             factors = Factors();   // loaded anew: none to keep until here
             start_queries(a, shared, list, factors);
-            wait_for_all(all);
+            await_all(all);
             start_rows(a, shared, list);
         }
         // Nobody else looks at these in this launch.

@@ -250,14 +250,21 @@ DEVICE GridBarrier grid_barrier_of(const Scratch& scratch, int blocks) {
     if (threadIdx.x == 0) b.target = (load_l2((const u64*)scratch.barrier) / blocks + 1) * blocks;
     return b;
 }
-DEVICE void wait_for_all(GridBarrier& b) {
+// In two halves, between which a block does what needs nothing of the others.
+DEVICE void announce(const GridBarrier& b) {
     __syncthreads();
+    if (threadIdx.x == 0) arrive_unanswered(b.counter);
+}
+DEVICE void await_all(GridBarrier& b) {
     if (threadIdx.x == 0) {
-        arrive_unanswered(b.counter);
         wait_until(b.counter, b.target);
         b.target += b.blocks;
     }
     __syncthreads();
+}
+DEVICE void wait_for_all(GridBarrier& b) {
+    announce(b);
+    await_all(b);
 }
 
 // ---- shared memory -----------------------------------------------------------------------------------------------------
@@ -300,9 +307,10 @@ constexpr int SCALES_AHEAD = 4;   // tiles whose scales a warp has asked for: me
 constexpr int SCALES_AHEAD = 1;
 #endif
 
-// Votes are made exact 16 tokens of one KV head at a time, with room for two or more such steps a warp, by as many warps as
-// there is room for.
+// Votes are made exact 16 tokens of one KV head at a time, twice buffered, by as many warps as there is room for; so many
+// tokens' shares of all KV heads are kept until they are added up, in the place of a histogram.
 constexpr int EXACT_STEP = TILE * D * 2;
+constexpr int EXACT_UNITS = larger(1, BINS / (TILE * KV_HEADS));
 constexpr int EXACT_LEAST = FAST_SCORES ? 8 * EXACT_STEP : 0;
 
 // The selection query: elements, rows apart so that eight heads are read without conflicts; then for KEYS8 high and low parts
@@ -317,7 +325,7 @@ constexpr int QUERY_BYTES = AT_PARTS;
 constexpr int AT_REDUCE = 0;                                         // u32 [64]
 constexpr int AT_FOLD = 256;                                         // float2 [HEADS]
 constexpr int AT_HISTOGRAM = align16(AT_FOLD + HEADS * 8);           // u32 [BINS]; before that statistics of the warps
-constexpr int AT_LIST = align16(AT_HISTOGRAM + larger(BINS * 4, larger(WARPS, KV_HEADS) * GROUP * 8));
+constexpr int AT_LIST = align16(AT_HISTOGRAM + larger(larger(BINS, EXACT_UNITS * TILE * KV_HEADS) * 4, larger(WARPS, KV_HEADS) * GROUP * 8));
 constexpr int AT_PREFIX = AT_LIST + LIST_CAP * 4;                     // int [THREADS + 1]
 constexpr int AT_QUERY = align16(AT_PREFIX + THREADS * 4 + 16);
 constexpr int AT_BARRIERS = align16(AT_QUERY + QUERY_BYTES);           // u64 [2][TILE_LANES][SLOTS]: full, empty
@@ -362,7 +370,7 @@ struct Slice {
     int stride;
     int* votes;             // [count]
     u8* exact;              // buffers for exact votes, while there is no ring
-    int exact_steps;        // steps that fit
+    int exact_warps;        // warps that have one
 };
 
 DEVICE Slice slice_of(const StepArgs& a, u8* region, int first, int end) {
@@ -380,7 +388,7 @@ DEVICE Slice slice_of(const StepArgs& a, u8* region, int first, int end) {
     int taken = max(vote_bytes + EXACT_LEAST, USED_RING);
     s.votes = vote_bytes ? (int*)region : (int*)a.scores + per * blockIdx.x;
     s.exact = region + vote_bytes;
-    s.exact_steps = (taken - vote_bytes) / EXACT_STEP;
+    s.exact_warps = max(1, min(WARPS, (taken - vote_bytes) / (2 * EXACT_STEP)));
     float* global_scores = a.scores + (i64)a.capacity + TILE * blocks;
     s.shared_scores = (float*)(region + taken);
     s.shared_tiles = max(0, region_bytes - taken) / (TILE_WORDS * 4);

@@ -494,85 +494,84 @@ DEVICE void bounds_of_maxima(const Slice& s, const float2* fold, float slack, Co
 }
 
 // Votes of 16 tokens each of `units` units from the 16-bit keys: `token(unit, row)` says which, `put(unit, row, vote)` takes them.
-// Every warp has DEPTH - 1 steps on their way; a step is one KV head of a unit.
-template <int DEPTH, class Token, class Put>
-DEVICE void exact_votes(const StepArgs& a, const u8* shared, const Slice& s, int units, Token token, Put put) {
+// A warp takes one KV head of a unit at a time. In shared memory, all shares of a token are added up in the order of the heads.
+template <class Token, class Put>
+DEVICE void exact_votes(const StepArgs& a, u8* shared, const Slice& s, int units, Token token, Put put) {
     constexpr int PIECES = D / 8;                                      // of 16 bytes in a row
     constexpr int SWIZZLE = PIECES % 8 == 0 ? 7 : PIECES % 4 == 0 ? 3 : 1;   // keeps eight rows of a piece in different banks
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    int warps = min(WARPS, s.exact_steps / DEPTH);
-    if (warp >= warps || warp >= units) return;
     const float2* fold = (const float2*)(shared + AT_FOLD);
-    elem* buffer = (elem*)(s.exact + warp * DEPTH * EXACT_STEP);
-    int steps = ((units - warp + warps - 1) / warps) * KV_HEADS;
-    auto load = [&](int step) {
-        if (step < steps) {
-            int unit = warp + step / KV_HEADS * warps, kv = step % KV_HEADS;
-            elem* to = buffer + step % DEPTH * (TILE * D);
+    const elem* query = (const elem*)(shared + AT_QUERY);
+    float* shares = (float*)(shared + AT_HISTOGRAM);   // [units][KV_HEADS][TILE]
+    elem* buffer = (elem*)(s.exact + warp * 2 * EXACT_STEP);
+    for (int from = 0; from < units; from += EXACT_UNITS) {
+        int count = min(EXACT_UNITS, units - from);
+        int steps = warp < s.exact_warps ? (count * KV_HEADS - warp + s.exact_warps - 1) / s.exact_warps : 0;
+        auto load = [&](int step) {
+            if (step < steps) {
+                int at = warp + step * s.exact_warps, unit = from + at / KV_HEADS, kv = at % KV_HEADS;
+                elem* to = buffer + step % 2 * (TILE * D);
 #pragma unroll
-            for (int i = 0; i < TILE * PIECES / 32; i++) {
-                int row = (i * 32 + lane) / PIECES, piece = (i * 32 + lane) % PIECES;
-                cp_async_16(to + row * D + (piece ^ (row & SWIZZLE)) * 8, a.keys + ((i64)token(unit, row) * KV_HEADS + kv) * D + piece * 8);
+                for (int i = 0; i < TILE * PIECES / 32; i++) {
+                    int row = (i * 32 + lane) / PIECES, piece = (i * 32 + lane) % PIECES;
+                    cp_async_16(to + row * D + (piece ^ (row & SWIZZLE)) * 8, a.keys + ((i64)token(unit, row) * KV_HEADS + kv) * D + piece * 8);
+                }
             }
-        }
-        cp_async_commit();
-    };
-    for (int step = 0; step < DEPTH - 1; step++) load(step);
-    float lower = 0.0f, upper = 0.0f;
-    for (int step = 0; step < steps; step++) {
-        load(step + DEPTH - 1);
-        cp_async_wait<DEPTH - 1>();
-        __syncwarp();
-        int kv = step % KV_HEADS;
-        const elem* keys = buffer + step % DEPTH * (TILE * D);
-        const elem* query = (const elem*)(shared + AT_QUERY);
-        float c[COLUMNS][4];
+            cp_async_commit();
+        };
+        load(0);
+        for (int step = 0; step < steps; step++) {
+            load(step + 1);
+            cp_async_wait<1>();
+            __syncwarp();
+            int at = warp + step * s.exact_warps, kv = at % KV_HEADS;
+            const elem* keys = buffer + step % 2 * (TILE * D);
+            float c[COLUMNS][4];
 #pragma unroll
-        for (int n = 0; n < COLUMNS; n++) c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0.0f;
+            for (int n = 0; n < COLUMNS; n++) c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0.0f;
 #pragma unroll
-        for (int k = 0; k < D / 32; k++) {
-            u32 x[4], y[4];
-            int row = lane % 16, piece = 4 * k + lane / 16;
-            ldmatrix_x4(x, keys + row * D + (piece ^ (row & SWIZZLE)) * 8);
-            ldmatrix_x4(y, keys + row * D + ((piece + 2) ^ (row & SWIZZLE)) * 8);
+            for (int k = 0; k < D / 32; k++) {
+                u32 x[4], y[4];
+                int row = lane % 16, piece = 4 * k + lane / 16;
+                ldmatrix_x4(x, keys + row * D + (piece ^ (row & SWIZZLE)) * 8);
+                ldmatrix_x4(y, keys + row * D + ((piece + 2) ^ (row & SWIZZLE)) * 8);
 #pragma unroll
-            for (int n = 0; n < COLUMNS; n++) {
-                u32 q[4];   // rows past the group repeat its last; their columns are not used
-                ldmatrix_x4(q, query + query_head(a, kv, min(n * 8 + lane % 8, GROUP - 1)) * QUERY_ROW + (4 * k + lane / 8) * 8);
-                const u32 first[2] = {q[0], q[1]}, second[2] = {q[2], q[3]};
-                mma_16816(c[n], x, first);
-                mma_16816(c[n], y, second);
+                for (int n = 0; n < COLUMNS; n++) {
+                    u32 q[4];   // rows past the group repeat its last; their columns are not used
+                    ldmatrix_x4(q, query + query_head(a, kv, min(n * 8 + lane % 8, GROUP - 1)) * QUERY_ROW + (4 * k + lane / 8) * 8);
+                    const u32 first[2] = {q[0], q[1]}, second[2] = {q[2], q[3]};
+                    mma_16816(c[n], x, first);
+                    mma_16816(c[n], y, second);
+                }
             }
-        }
+            float lower = 0.0f, upper = 0.0f;
 #pragma unroll
-        for (int n = 0; n < COLUMNS; n++)
+            for (int n = 0; n < COLUMNS; n++)
 #pragma unroll
-            for (int x = 0; x < 2; x++) {
-                int column = n * 8 + 2 * t + x;
-                float2 f = fold[kv * GROUP + min(column, GROUP - 1)];
-                float weight = column < GROUP ? f.y : 0.0f;
-                lower += fast_exp(c[n][x] * a.score_scale - f.x) * weight;
-                upper += fast_exp(c[n][x + 2] * a.score_scale - f.x) * weight;
-            }
-        if (kv == KV_HEADS - 1) {
+                for (int x = 0; x < 2; x++) {
+                    int column = n * 8 + 2 * t + x;
+                    float2 f = fold[kv * GROUP + min(column, GROUP - 1)];
+                    float weight = column < GROUP ? f.y : 0.0f;
+                    lower += fast_exp(c[n][x] * a.score_scale - f.x) * weight;
+                    upper += fast_exp(c[n][x + 2] * a.score_scale - f.x) * weight;
+                }
 #pragma unroll
             for (int d = 1; d < 4; d <<= 1) {
                 lower += __shfl_xor_sync(FULL_MASK, lower, d);
                 upper += __shfl_xor_sync(FULL_MASK, upper, d);
             }
-            int unit = warp + step / KV_HEADS * warps;
-            if (t == 0) put(unit, g, lower), put(unit, g + 8, upper);
-            lower = upper = 0.0f;
+            if (t == 0) shares[at * TILE + g] = lower, shares[at * TILE + g + 8] = upper;
+            __syncwarp();
         }
-        __syncwarp();
+        cp_async_wait<0>();
+        __syncthreads();
+        for (int i = threadIdx.x; i < count * TILE; i += THREADS) {
+            float vote = 0.0f;
+#pragma unroll 4
+            for (int kv = 0; kv < KV_HEADS; kv++) vote += shares[(i / TILE * KV_HEADS + kv) * TILE + i % TILE];
+            put(from + i / TILE, i % TILE, vote);
+        }
+        __syncthreads();
     }
-    cp_async_wait<0>();
-}
-
-// With few units, few warps have more on their way.
-template <class Token, class Put>
-DEVICE void exact_votes(const StepArgs& a, const u8* shared, const Slice& s, int units, Token token, Put put) {
-    if (units <= s.exact_steps / 5) exact_votes<5>(a, shared, s, units, token, put);
-    else exact_votes<2>(a, shared, s, units, token, put);
 }
 #endif

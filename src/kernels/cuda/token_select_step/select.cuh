@@ -47,7 +47,11 @@ DEVICE Bin find_bin(const u32 (&mine)[BINS_PER_THREAD], int need, u32* reduce) {
     if (lane == 31) reduce[warp] = (u32)sum;
     __syncthreads();
     int before = sum - total;
-    for (int w = 0; w < warp; w++) before += (int)reduce[w];
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+        int n = (int)reduce[w];
+        if (w < warp) before += n;
+    }
     if (before < need && need <= before + total) {
         int bin = BINS - 1 - (int)threadIdx.x * BINS_PER_THREAD, i = 0;
         while (before + (int)mine[i] < need && i < BINS_PER_THREAD - 1) before += (int)mine[i++];
@@ -111,6 +115,7 @@ DEVICE void count_runs(const Slice& s, u32* reduce, Above above, Inside inside, 
     if (lane == 0) reduce[warp] = (u32)x, reduce[32 + warp] = (u32)y;
     __syncthreads();
     before = all = make_int2(0, 0);
+#pragma unroll
     for (int w = 0; w < WARPS; w++) {
         int2 n = make_int2((int)reduce[w], (int)reduce[32 + w]);
         if (w < warp) before.x += n.x, before.y += n.y;
@@ -285,7 +290,7 @@ DEVICE Cut cut_of_list(u8* shared, Class c) {
     return rank([&](int i) { return members[i]; });
 }
 
-// The top_k highest keys to `selected`, ascending in position; between two barriers of the grid, of which it meets the first.
+// The top_k highest keys to `selected`, ascending in position: there once all blocks have met again.
 DEVICE void select(const StepArgs& a, u8* shared, const Slice& s, const Scratch& scratch, GridBarrier& grid, const Class& c) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, blocks = gridDim.x;
     u32* reduce = (u32*)(shared + AT_REDUCE);
@@ -329,7 +334,11 @@ DEVICE void select(const StepArgs& a, u8* shared, const Slice& s, const Scratch&
     if (lane == 31) reduce[warp] = (u32)sum.x, reduce[32 + warp] = (u32)sum.y;
     __syncthreads();
     int2 prior = make_int2(sum.x - n.x, sum.y - n.y);
-    for (int w = 0; w < warp; w++) prior.x += (int)reduce[w], prior.y += (int)reduce[32 + w];
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+        int x = (int)reduce[w], y = (int)reduce[32 + w];
+        if (w < warp) prior.x += x, prior.y += y;
+    }
     if ((int)threadIdx.x < blocks) inside_before[threadIdx.x] = prior.y;
     if ((int)threadIdx.x == blocks - 1) inside_before[blocks] = prior.y + n.y;
     if (threadIdx.x == blockIdx.x) reduce[48] = (u32)prior.x;
