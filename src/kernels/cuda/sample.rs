@@ -59,9 +59,9 @@ impl SampleKernels {
         })
     }
 
-    fn run(gpu: &Gpu, kernel: &Kernel, blocks: usize, arguments: &[Argument]) {
+    fn run(gpu: &Gpu, kernel: &Kernel, launch: Launch, arguments: &[Argument]) {
         // SAFETY: buffers are those of this file and logits of the given vocabulary.
-        unsafe { gpu.launch(kernel, Launch::new(blocks, THREADS).overlapping(), arguments) };
+        unsafe { gpu.launch(kernel, launch, arguments) };
     }
 
     /// Where the id lies that was chosen last, and where the next step finds it.
@@ -89,7 +89,7 @@ impl SampleKernels {
         Self::run(
             gpu,
             &self.greedy,
-            1,
+            launch(1).overlapping(),
             &[self.best.start(), blocks.into(), self.next_id(), self.bad()],
         );
     }
@@ -145,7 +145,7 @@ impl SampleKernels {
         Self::run(
             gpu,
             &self.block_best,
-            blocks,
+            launch(blocks),
             &[
                 logits.start(),
                 vocabulary.into(),
@@ -158,7 +158,7 @@ impl SampleKernels {
         Self::run(
             gpu,
             &self.sample,
-            blocks,
+            launch(blocks).overlapping(),
             &[
                 logits.start(),
                 vocabulary.into(),
@@ -180,12 +180,17 @@ impl SampleKernels {
             Self::run(
                 gpu,
                 &self.mark_seen,
-                ids.len().div_ceil(THREADS as usize),
+                launch(ids.len().div_ceil(THREADS as usize)),
                 &[room.ids.start(), ids.len().into(), vocabulary.into(), room.seen.start()],
             );
         }
         room.marked = history.len();
     }
+}
+
+/// Does not overlap with what was queued before it, which may be a graph or a copy.
+fn launch(blocks: usize) -> Launch {
+    Launch::new(blocks, THREADS)
 }
 
 /// `struct SampleParams`.
