@@ -65,6 +65,33 @@ fn every_kernel_compiles_without_a_gpu() {
 }
 
 #[test]
+fn every_form_of_the_step_compiles() {
+    if !nvrtc() {
+        return;
+    }
+    // Groups of more than 8 heads, heads without a fast path, and what chips with little shared memory take.
+    let forms = [
+        (shape(28, 4, 128), "sm_90a", &["KEYS8"][..]),
+        (shape(28, 4, 128), "sm_90a", &["NO_RING"]),
+        (shape(28, 4, 128), "sm_86", &["KEYS8", "SMALL"]),
+        (shape(32, 2, 128), "sm_90a", &[]),
+        (shape(32, 2, 128), "sm_90a", &["KEYS8"]),
+        (shape(8, 4, 256), "sm_90a", &["KEYS8"]),
+        (shape(71, 1, 64), "sm_90a", &[]),
+        (shape(20, 20, 96), "sm_89", &["KEYS8"]),
+    ];
+    for (shape, architecture, names) in forms {
+        let mut defines = defines(Element::Bf16, &shape);
+        defines.extend(names.iter().map(|&name| match name {
+            "SMALL" => ("ATTEND_ROWS", "64".to_owned()),
+            name => (name, "1".to_owned()),
+        }));
+        let code = compile(Source::TokenSelectStep, &defines, architecture);
+        code.unwrap_or_else(|e| panic!("{shape:?} {architecture} {names:?}: {e}"));
+    }
+}
+
+#[test]
 fn prefill_selection_compiles_for_every_kind_of_group() {
     if !nvrtc() {
         return;

@@ -20,14 +20,21 @@ pub const SOURCES_VARIABLE: &str = "TOKSELECT_KERNEL_SOURCES";
 pub const DEFINES_VARIABLE: &str = "TOKSELECT_KERNEL_DEFINES";
 
 /// Put before every source.
-const COMMON: (&str, &str) = ("common.cuh", include_str!("common.cuh"));
+const COMMON: &str = include_str!("common.cuh");
 
-/// Put before the sources of prefill selection.
-const SELECT_COMMON: (&str, &str) = ("prefill_select.cuh", include_str!("prefill_select.cuh"));
+/// Names and texts of the files that one source is put together from.
+macro_rules! parts {
+    ($file:literal) => {
+        &[($file, include_str!($file))]
+    };
+    ($file:literal $($part:literal)+) => {
+        &[$(($part, include_str!($part))),+]
+    };
+}
 
 macro_rules! sources {
-    ($($(#[$doc:meta])* $variant:ident = $file:literal),* $(,)?) => {
-        /// A kernel file of this folder.
+    ($($(#[$doc:meta])* $variant:ident = $file:literal $(of $($part:literal),+)?;)*) => {
+        /// A kernel source: a file of this folder, or one name for several that are compiled as one.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Source {
             $($(#[$doc])* $variant),*
@@ -37,13 +44,13 @@ macro_rules! sources {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// File name.
+            /// Its name.
             pub fn file(self) -> &'static str {
                 match self { $(Self::$variant => $file),* }
             }
 
-            fn text(self) -> &'static str {
-                match self { $(Self::$variant => include_str!($file)),* }
+            fn parts(self) -> &'static [(&'static str, &'static str)] {
+                match self { $(Self::$variant => parts!($file $($($part)+)?)),* }
             }
         }
     };
@@ -51,31 +58,33 @@ macro_rules! sources {
 
 sources! {
     /// The start of a decode step.
-    Advance = "advance.cu",
+    Advance = "advance.cu";
     /// Attention of query chunks.
-    AttendPrefill = "attend_prefill.cu",
+    AttendPrefill = "attend_prefill.cu";
     /// Dense attention of one row.
-    AttendDenseDecode = "attend_dense_decode.cu",
+    AttendDenseDecode = "attend_dense_decode.cu";
     /// What memory gives.
-    Bandwidth = "bandwidth.cu",
+    Bandwidth = "bandwidth.cu";
     /// Gathering, rotation, appending.
-    Pack = "pack.cu",
+    Pack = "pack.cu";
     /// Products of one row.
-    LinearRow = "linear_row.cu",
+    LinearRow = "linear_row.cu";
     /// Norms, activations, embedding.
-    Pointwise = "pointwise.cu",
+    Pointwise = "pointwise.cu";
     /// Choosing the next token.
-    Sample = "sample.cu",
+    Sample = "sample.cu";
     /// Selection for the chunks of a prompt.
-    PrefillSelect = "prefill_select.cu",
+    PrefillSelect = "prefill_select.cu" of "prefill_select.cuh", "prefill_select.cu";
     /// Its products with the keys.
-    PrefillScore = "prefill_score.cu",
+    PrefillScore = "prefill_score.cu" of "prefill_select.cuh", "prefill_score.cu";
     /// The same on Hopper.
-    PrefillScoreWgmma = "prefill_score_wgmma.cu",
+    PrefillScoreWgmma = "prefill_score_wgmma.cu" of "prefill_select.cuh", "prefill_score_wgmma.cu";
     /// Selection and attention of one row.
-    TokenSelectStep = "token_select_step.cu",
+    TokenSelectStep = "token_select_step.cu" of
+        "token_select_step/layout.cuh", "token_select_step/scores.cuh", "token_select_step/select.cuh",
+        "token_select_step/attend.cuh", "token_select_step/entry.cuh";
     /// 8-bit copy of the keys.
-    QuantizeKeys = "quantize_keys.cu",
+    QuantizeKeys = "quantize_keys.cu";
 }
 
 impl Source {
@@ -87,27 +96,22 @@ impl Source {
         )
     }
 
-    /// What goes before the file.
-    fn headers(self) -> &'static [(&'static str, &'static str)] {
-        match self {
-            Self::PrefillSelect | Self::PrefillScore | Self::PrefillScoreWgmma => &[COMMON, SELECT_COMMON],
-            _ => &[COMMON],
-        }
-    }
-
-    /// Headers and file; the log of the compiler names each and counts lines from its first.
+    /// Common part and files; the log of the compiler counts lines from each file's first.
     pub fn full_text(self) -> String {
         let folder = std::env::var_os(SOURCES_VARIABLE);
-        let parts = self.headers().iter().copied().chain([(self.file(), self.text())]);
-        let line_counted = |(file, text): (&str, &str)| {
-            let replaced = folder.as_ref().map(|folder| {
-                // Whoever sets the variable works on the kernels: a missing file should be seen at once.
+        // Whoever sets the variable works on the kernels: a missing file should be seen at once.
+        let text = |file: &str, built_in: &str| match &folder {
+            Some(folder) => {
                 let path = Path::new(folder).join(file);
                 std::fs::read_to_string(&path).unwrap_or_else(|e| format!("#error {}: {e}", path.display()))
-            });
-            format!("#line 1 \"{file}\"\n{}\n", replaced.as_deref().unwrap_or(text))
+            }
+            None => built_in.to_owned(),
         };
-        parts.map(line_counted).collect()
+        let mut full = text("common.cuh", COMMON);
+        for (file, built_in) in self.parts() {
+            full.extend([&format!("\n#line 1 \"{file}\"\n"), &text(file, built_in)].map(String::as_str));
+        }
+        full
     }
 }
 

@@ -1,4 +1,4 @@
-//! One decode step of one layer under `TokenSelect`, one launch (`token_select_step.cu`).
+//! One decode step of one layer under `TokenSelect`, one launch (`token_select_step/`).
 
 use super::attention::{DeviceRope, LayerStore};
 use super::compile::Source;
@@ -35,15 +35,25 @@ pub struct StepSettings {
     pub gap_repair: bool,
     /// Scores are made from an 8-bit copy of the keys.
     pub int8_keys: bool,
-    /// Scores are kept in 16 bits, and votes near the edge are computed anew: the same selection with half the traffic, which
-    /// pays where scores do not fit the caches.
-    pub half_scores: bool,
 }
 
-/// Tokens of context from which on [`StepSettings::half_scores`] pays.
-pub const HALF_SCORES_FROM: usize = 256 << 10;
+/// Bytes of scores that stay in shared memory and L2 beside the keys that pass through it.
+const STORED_SCORE_BYTES: usize = 24 << 20;
+/// Candidates for each token that is selected, from which on few tiles of keys are read twice. At least 16 are needed.
+const CANDIDATES_PER_SELECTED: usize = 112;
 
 impl StepSettings {
+    /// Candidates up to which a step keeps all scores of `query_heads` heads; of more it keeps maxima only, and reads the keys
+    /// again that these cannot rule out.
+    fn stored_scores(&self, query_heads: usize) -> usize {
+        if self.select.scale < 1.0 {
+            // Scaled scores hardly differ: maxima would rule out next to nothing.
+            return i32::MAX as usize;
+        }
+        let selected = CANDIDATES_PER_SELECTED * self.select.top_k;
+        selected.max(STORED_SCORE_BYTES / (size_of::<f32>() * query_heads))
+    }
+
     /// The longest list of a step in a text of `capacity` tokens.
     pub fn longest_list(&self, capacity: usize) -> usize {
         // One more: a dense step may be as long as the budget, whatever the window.
@@ -72,12 +82,21 @@ pub struct StepState {
 /// Bytes of [`StepState`]'s parts, in order.
 fn sizes(kernels: &StepKernels, settings: &StepSettings, capacity: usize, layers: usize) -> [usize; 5] {
     let variant = kernels.variant(settings);
+    let heads = kernels.shape.query_heads;
+    let stored = if variant.has_bounds {
+        settings.stored_scores(heads)
+    } else {
+        capacity
+    };
+    // Every block's run of tokens ends with a whole tile.
+    let rounding = TILE * kernels.blocks;
+    let rows = (stored.min(capacity) + rounding).max((capacity + rounding) / TILE);
     [
         layers * kernels.shape.query_width() * size_of::<f32>(),
         layers * settings.select.top_k.max(1) * size_of::<i32>(),
         layers * STATE_INTS * size_of::<i32>(),
         variant.scratch_bytes + variant.scratch_bytes_per_block * kernels.blocks,
-        variant.score_bytes_per_token * (capacity + TILE * kernels.blocks),
+        size_of::<f32>() * (capacity + rounding + heads * rows),
     ]
 }
 
@@ -142,7 +161,8 @@ struct Variant {
     shared_bytes: u32,
     scratch_bytes: usize,
     scratch_bytes_per_block: usize,
-    score_bytes_per_token: usize,
+    /// Whether it can go without the scores of most tokens.
+    has_bounds: bool,
 }
 
 impl Variant {
@@ -155,7 +175,7 @@ impl Variant {
             defines.push(("ATTEND_ROWS", "64".to_owned()));
         }
         let module = gpu.module(Source::TokenSelectStep, &defines)?;
-        let [least, fixed, per_block, takes_more, per_token] = module.integers::<5>("token_select_sizes")?;
+        let [least, fixed, per_block, takes_more, has_bounds] = module.integers::<5>("token_select_sizes")?;
         // More than the least holds scores; where keys are loaded through L1, it would take from those in flight.
         let least = least as u32;
         let shared_bytes = if takes_more == 0 {
@@ -179,7 +199,7 @@ impl Variant {
             shared_bytes,
             scratch_bytes: fixed as usize,
             scratch_bytes_per_block: per_block as usize,
-            score_bytes_per_token: per_token as usize,
+            has_bounds: has_bounds != 0,
         })
     }
 }
@@ -189,7 +209,6 @@ pub struct StepKernels {
     gpu: Gpu,
     shape: AttentionShape,
     stored_keys: Variant,
-    half_scores: Variant,
     int8_keys: Variant,
     blocks: usize,
 }
@@ -213,29 +232,22 @@ pub struct StepInput<'a> {
 impl StepKernels {
     /// Compiles or loads the kernels of `shape`.
     pub fn new(device: &Cuda, shape: &AttentionShape) -> Result<Self> {
-        let mut defines = defines(device.element(), shape);
-        let mut variant = |name| -> Result<Variant> {
-            defines.push((name, "1".to_owned()));
-            let variant = Variant::new(device, &defines);
-            defines.pop();
-            variant
-        };
-        let (half_scores, int8_keys) = (variant("HALF_SCORES")?, variant("KEYS8")?);
+        let defines = defines(device.element(), shape);
+        let with_int8_keys = [&defines[..], &[("KEYS8", "1".to_owned())]].concat();
         Ok(Self {
             gpu: device.gpu().clone(),
             shape: *shape,
             stored_keys: Variant::new(device, &defines)?,
-            half_scores,
-            int8_keys,
+            int8_keys: Variant::new(device, &with_int8_keys)?,
             blocks: device.gpu().properties().multiprocessors as usize,
         })
     }
 
     fn variant(&self, settings: &StepSettings) -> &Variant {
-        match settings {
-            StepSettings { int8_keys: true, .. } => &self.int8_keys,
-            StepSettings { half_scores: true, .. } => &self.half_scores,
-            _ => &self.stored_keys,
+        if settings.int8_keys {
+            &self.int8_keys
+        } else {
+            &self.stored_keys
         }
     }
 
@@ -254,6 +266,7 @@ impl StepKernels {
             | u32::from(select.local_outside_chunk) << 2;
         // No cosine is above 1.
         let threshold = settings.cache_threshold.unwrap_or(2.0);
+        let stored_scores = settings.stored_scores(self.shape.query_heads).min(i32::MAX as usize);
         let softmax_scale = 1.0 / (self.shape.head_dim as f32).sqrt();
         let arguments = Argument::Structure([
             address(input.qkv.memory.start()),
@@ -275,7 +288,7 @@ impl StepKernels {
             words(select.n_local as u32, select.top_k as u32),
             words(state.capacity as u32, input.window as u32),
             words(input.rope.positions as u32, flags),
-            words(variant.shared_bytes, 0),
+            words(variant.shared_bytes, stored_scores as u32),
         ]);
         let launch = Launch::new(self.blocks, THREADS)
             .shared(variant.shared_bytes)

@@ -15,7 +15,7 @@ use crate::kernels::cuda::attention::{
     AttentionKernels, DenseScratch, DeviceRope, Keys, LayerStore, PackedLists, QueryChunks,
 };
 use crate::kernels::cuda::select::{MAX_CHUNKS, SelectInput, SelectKernels, SelectPlan, SelectScratch, SelectSettings};
-use crate::kernels::cuda::step::{HALF_SCORES_FROM, StepInput, StepKernels, StepSettings, StepState};
+use crate::kernels::cuda::step::{StepInput, StepKernels, StepSettings, StepState};
 use crate::kernels::cuda::{Cuda, CudaBuffer, ELEMENT_BYTES, Memory};
 use crate::kernels::{AttentionShape, Positions, ScoreDtype};
 use crate::model::config::ModelConfig;
@@ -82,7 +82,7 @@ pub struct CudaContext {
 }
 
 /// The settings of a policy that the GPU has kernels for.
-fn settings(config: &ModelConfig, policy: &TokenSelectConfig, capacity: usize) -> (SelectSettings, StepSettings) {
+fn settings(config: &ModelConfig, policy: &TokenSelectConfig) -> (SelectSettings, StepSettings) {
     let d = config.attention.head_dim as f32;
     let select = SelectSettings {
         n_init: policy.n_init,
@@ -104,7 +104,6 @@ fn settings(config: &ModelConfig, policy: &TokenSelectConfig, capacity: usize) -
         },
         gap_repair: policy.cache_gap_repair,
         int8_keys: policy.int8_keys,
-        half_scores: capacity > HALF_SCORES_FROM,
     };
     (select, step)
 }
@@ -131,7 +130,7 @@ fn plan<'a>(shape: &'a AttentionShape, settings: &'a SelectSettings, limits: Ses
 fn positions(config: &ModelConfig, policy: &PolicyConfig, limits: SessionLimits) -> usize {
     match policy {
         PolicyConfig::TokenSelect(token_select) => {
-            let (select, step) = settings(config, token_select, limits.max_context);
+            let (select, step) = settings(config, token_select);
             let rows = chunk_rows(limits);
             select
                 .longest_list(rows)
@@ -357,7 +356,7 @@ impl AttentionContext<Cuda> for CudaContext {
         let kernels = AttentionKernels::new(device, &shape)?;
         let selecting = match policy {
             PolicyConfig::TokenSelect(token_select) => {
-                let (select, step) = settings(config, token_select, limits.max_context);
+                let (select, step) = settings(config, token_select);
                 let step_kernels = StepKernels::new(device, &shape)?;
                 Some(Selecting {
                     select_kernels: SelectKernels::new(device, &shape)?,
@@ -401,7 +400,7 @@ impl AttentionContext<Cuda> for CudaContext {
         let mut int8_keys = false;
         let selection = match policy {
             PolicyConfig::TokenSelect(token_select) => {
-                let (select, step) = settings(config, token_select, limits.max_context);
+                let (select, step) = settings(config, token_select);
                 int8_keys = step.int8_keys;
                 plan(&shape, &select, limits).bytes(gpu)
                     + PackedLists::bytes(&shape, chunks, select.longest_list(rows))
