@@ -317,13 +317,14 @@ impl<'m, E: Engine> Session<'m, E> {
         if self.logits_of != Some(0..1) {
             return None;
         }
+        let vocabulary = self.decoder.config.vocab_size;
+        let device = &self.decoder.backend;
+        let id = device.choose(&mut self.choice_room, &mut self.logits, vocabulary, choice)?;
         if choice.penalizes() {
             // The penalty is written into them.
             self.logits_of = None;
         }
-        let vocabulary = self.decoder.config.vocab_size;
-        let device = &self.decoder.backend;
-        device.choose(&mut self.choice_room, &mut self.logits, vocabulary, choice)
+        Some(id)
     }
 
     /// Logits `[rows, V]` after several rows of the last forward pass. V is large: ask for a block of rows at a time.
