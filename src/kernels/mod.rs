@@ -12,6 +12,7 @@
 //! Letters: C rows of the chunk, N stored tokens, H query heads, Hkv key-value heads, D head dimension, R score rows.
 
 mod attend;
+pub mod choice;
 pub mod cpu;
 pub mod cuda;
 pub mod reference;
@@ -20,6 +21,7 @@ mod tests;
 
 use crate::error::Result;
 pub use attend::{Attend, AttendRows, Part, Positions, TokenList};
+pub use choice::Choice;
 
 /// Head counts and head dimension of one attention layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -245,6 +247,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     type Ids: Send;
     /// A queue of work that can be repeated; empty at first.
     type Recording: Default + Send;
+    /// What choosing the tokens of one text needs; empty at first.
+    type ChoiceRoom: Default + Send;
 
     /// Name for reports.
     fn name(&self) -> &'static str;
@@ -353,9 +357,16 @@ pub trait Device: Send + Sync + Sized + 'static {
         self.silu_mul(gate_up, rows, width, out);
     }
 
-    /// The id of the largest logit of the last [`Device::norm_logits`] of one row: ties go to the lower id. `None` where the
-    /// device does not look for it or a logit is NaN or infinite.
-    fn best_id(&self) -> Option<u32> {
+    /// Chooses a token by the first `vocabulary` logits of the last [`Device::norm_logits`] of one row. `None` where that is
+    /// left to the host: the device cannot, no logit is finite, or one is NaN or infinite. A repetition penalty is written
+    /// into `logits`.
+    fn choose(
+        &self,
+        _room: &mut Self::ChoiceRoom,
+        _logits: &mut Self::Buffer,
+        _vocabulary: usize,
+        _choice: &Choice<'_>,
+    ) -> Option<u32> {
         None
     }
 

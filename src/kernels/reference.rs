@@ -58,6 +58,7 @@ impl Device for Reference {
     type Matrix = RowMajor;
     type Ids = Vec<u32>;
     type Recording = ();
+    type ChoiceRoom = ();
 
     fn name(&self) -> &'static str {
         "reference"

@@ -6,7 +6,7 @@ use super::weights::{LayerWeights, ModelWeights};
 use crate::attention::Diagnosis;
 use crate::error::{Error, Result};
 use crate::kernels::cuda::Cuda;
-use crate::kernels::{Backend, Device, Norm, QkvPart};
+use crate::kernels::{Backend, Choice, Device, Norm, QkvPart};
 use crate::selection::{CacheOutcome, Phase, PolicyConfig, SelectionPolicy, SelectionStatistics};
 use std::ops::Range;
 use std::time::Instant;
@@ -88,6 +88,7 @@ pub struct Session<'m, E: Engine> {
     logits_of: Option<Range<usize>>,
     /// A decode step, from ids to logits.
     step: E::Recording,
+    choice_room: E::ChoiceRoom,
     times: [ForwardTimes; 2],
 }
 
@@ -122,6 +123,7 @@ impl<'m, E: Engine> Session<'m, E> {
             logits_rows: 1,
             logits_of: None,
             step: E::Recording::default(),
+            choice_room: E::ChoiceRoom::default(),
             times: [ForwardTimes::default(); 2],
             decoder,
         };
@@ -172,6 +174,7 @@ impl<'m, E: Engine> Session<'m, E> {
     /// Forgets the text; memory is kept.
     pub fn reset(&mut self) {
         self.context.reset();
+        self.choice_room = E::ChoiceRoom::default();
         self.times = [ForwardTimes::default(); 2];
     }
 
@@ -309,10 +312,19 @@ impl<'m, E: Engine> Session<'m, E> {
         self.logits_of_rows(row..row + 1)
     }
 
-    /// The id of the largest logit of the generated token that was run last, if the device looked for it and no logit is
-    /// NaN or infinite; see [`Device::best_id`].
-    pub fn best_id(&self) -> Option<u32> {
-        self.decoder.backend.best_id()
+    /// Lets the device choose a token by the logits of the generated token that was run last; see [`Device::choose`].
+    pub fn choose(&mut self, choice: &Choice<'_>) -> Option<u32> {
+        if self.logits_of != Some(0..1) {
+            return None;
+        }
+        let vocabulary = self.decoder.config.vocab_size;
+        let device = &self.decoder.backend;
+        let id = device.choose(&mut self.choice_room, &mut self.logits, vocabulary, choice)?;
+        if choice.penalizes() {
+            // The penalty is written into them.
+            self.logits_of = None;
+        }
+        Some(id)
     }
 
     /// Logits `[rows, V]` after several rows of the last forward pass. V is large: ask for a block of rows at a time.

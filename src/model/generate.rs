@@ -151,8 +151,8 @@ impl TextOutput<'_> {
     }
 }
 
-/// The next token: from `logits` if they are on the host, else from those of the last step, which a device that looked for
-/// the largest itself need not send.
+/// The next token: from `logits` if they are on the host, else from those of the last step where they are. What a device
+/// leaves to the host is chosen here, of the same draw.
 fn next_id<E: Engine>(
     session: &mut Session<'_, E>,
     sampler: &mut Sampler,
@@ -160,8 +160,7 @@ fn next_id<E: Engine>(
     history: &[u32],
 ) -> Result<u32> {
     if logits.is_none()
-        && sampler.is_greedy()
-        && let Some(id) = session.best_id()
+        && let Some(id) = sampler.choose_on(history, |choice| session.choose(choice))
     {
         return Ok(id);
     }

@@ -1,10 +1,14 @@
 //! Choosing the next token: the processors of transformers in their order, then one seeded draw.
+//!
+//! The arithmetic is that of [`crate::kernels::choice`], so that a device draws the same token from the same logits.
 
-use rand::Rng;
+use rand::RngCore;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::kernels::Choice;
+use crate::kernels::choice::{least_weight, place, wanted_weight, weight, weight_scale};
 use crate::random::stream_rng;
 
 /// How the next token is chosen. The default is greedy.
@@ -58,11 +62,13 @@ impl SamplingConfig {
     }
 }
 
-/// A token that may be drawn, and its unnormalised probability (the likeliest has 1).
+/// A token that may be drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Candidate {
     id: u32,
-    weight: f64,
+    logit: f32,
+    /// See [`weight`].
+    weight: u64,
 }
 
 /// Draws tokens from logits; all its randomness comes from the seed's stream `sampling`.
@@ -92,9 +98,30 @@ impl Sampler {
         })
     }
 
-    /// Whether it takes the largest logit as it is, whatever came before.
-    pub fn is_greedy(&self) -> bool {
-        self.config.temperature == 0.0 && self.config.repetition_penalty.is_none()
+    /// Lets `device` choose what [`Self::sample`] would choose: if it does, the draw counts.
+    pub fn choose_on(&mut self, history: &[u32], device: impl FnOnce(&Choice<'_>) -> Option<u32>) -> Option<u32> {
+        let mut rng = self.rng.clone();
+        let SamplingConfig {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            ..
+        } = self.config;
+        let drawn = temperature > 0.0;
+        let choice = Choice {
+            scale: if drawn { weight_scale(temperature) } else { 0.0 },
+            top_k: top_k.unwrap_or(0),
+            top_p: top_p.unwrap_or(1.0),
+            min_p: min_p.unwrap_or(0.0),
+            repetition_penalty: repetition_penalty.unwrap_or(1.0),
+            history,
+            bits: if drawn { rng.next_u64() } else { 0 },
+        };
+        let id = device(&choice)?;
+        self.rng = rng;
+        Some(id)
     }
 
     /// The next token. `history` is the whole context (prompt and generated ids), which only the repetition penalty
@@ -109,15 +136,13 @@ impl Sampler {
             return Ok(best);
         }
         let total = self.filter(logits, max);
-        let mut target = self.rng.random::<f64>() * total;
-        for candidate in &self.candidates {
-            target -= candidate.weight;
-            if target < 0.0 {
-                return Ok(candidate.id);
-            }
-        }
-        // Rounding in the running difference can leave a remainder after the last one.
-        Ok(self.candidates.last().map_or(best, |c| c.id))
+        let mut left = place(self.rng.next_u64(), total);
+        let drawn = self.candidates.iter().find(|candidate| {
+            let here = left < candidate.weight;
+            left = left.wrapping_sub(candidate.weight);
+            here
+        });
+        Ok(drawn.map_or(best, |candidate| candidate.id))
     }
 
     /// The distribution [`Self::sample`] draws from: ids in rising order with their probabilities.
@@ -127,7 +152,8 @@ impl Sampler {
             return Ok(vec![(best, 1.0)]);
         }
         let total = self.filter(logits, max);
-        Ok(self.candidates.iter().map(|c| (c.id, c.weight / total)).collect())
+        let share = |c: &Candidate| (c.id, c.weight as f64 / total as f64);
+        Ok(self.candidates.iter().map(share).collect())
     }
 
     /// Applies the repetition penalty and returns the largest logit with its id.
@@ -171,27 +197,29 @@ impl Sampler {
     }
 
     /// Fills `candidates` (in id order) with what temperature, top-k, top-p and min-p leave; returns their weight.
-    fn filter(&mut self, logits: &[f32], max: f32) -> f64 {
+    fn filter(&mut self, logits: &[f32], max: f32) -> u64 {
         let floor = self.top_k_floor(logits);
-        let temperature = f64::from(self.config.temperature);
+        let scale = weight_scale(self.config.temperature);
         self.candidates.clear();
-        // Relative to the largest logit nothing overflows, however small the temperature; f64 keeps the tails.
         self.candidates.extend(
             logits
                 .iter()
                 .enumerate()
-                .filter(|&(_, &logit)| logit >= floor && logit > f32::NEG_INFINITY)
+                .filter(|&(_, &logit)| logit >= floor)
                 .map(|(id, &logit)| Candidate {
                     id: id as u32,
-                    weight: ((f64::from(logit) - f64::from(max)) / temperature).exp(),
-                }),
+                    // Minus zero counts as zero.
+                    logit: logit + 0.0,
+                    weight: weight(logit, max, scale),
+                })
+                .filter(|candidate| candidate.weight > 0),
         );
         if let Some(top_p) = self.config.top_p.filter(|&p| p < 1.0) {
-            self.keep_top_p(f64::from(top_p));
+            self.keep_top_p(top_p);
         }
         if let Some(min_p) = self.config.min_p {
-            let min_p = f64::from(min_p);
-            self.candidates.retain(|c| c.weight >= min_p);
+            let least = least_weight(min_p);
+            self.candidates.retain(|c| c.weight >= least);
         }
         self.candidates.iter().map(|c| c.weight).sum()
     }
@@ -208,22 +236,24 @@ impl Sampler {
     }
 
     /// Keeps a token while the likelier ones have not reached `top_p`; among equals the lower id is the likelier.
-    fn keep_top_p(&mut self, top_p: f64) {
-        let total: f64 = self.candidates.iter().map(|c| c.weight).sum();
+    fn keep_top_p(&mut self, top_p: f32) {
+        let total: u64 = self.candidates.iter().map(|c| c.weight).sum();
+        let wanted = wanted_weight(top_p, total);
         // Tokens below this share are too light, even all together, to be needed. Sorting a whole
         // vocabulary would take several times longer than everything else here.
-        let negligible = (1.0 - top_p) * total / self.candidates.len() as f64;
+        let negligible = (total - wanted) / self.candidates.len().max(1) as u64;
         self.candidates.retain(|c| c.weight >= negligible);
+        // Where two logits have one weight, the larger is the likelier.
         self.candidates
-            .sort_unstable_by(|a, b| b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id)));
-        let mut mass = 0.0;
+            .sort_unstable_by(|a, b| b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id)));
+        let mut weight = 0;
         let kept = self.candidates.iter().take_while(|c| {
-            let needed = mass < top_p * total;
-            mass += c.weight;
+            let needed = weight < wanted;
+            weight += c.weight;
             needed
         });
         let kept = kept.count();
-        self.candidates.truncate(kept.max(1));
+        self.candidates.truncate(kept);
         self.candidates.sort_unstable_by_key(|c| c.id);
     }
 }

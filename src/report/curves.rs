@@ -1,6 +1,6 @@
 //! Curves over a numeric axis as SVG.
 
-use super::svg::{Axes, LINE_COLOURS, failed, text};
+use super::svg::{Axes, LINE_COLOURS, draw_name, failed, with_legend};
 use crate::error::Result;
 use plotters::prelude::*;
 
@@ -19,8 +19,6 @@ pub struct Curve {
 
 /// Curves with axes from the smallest to the largest value; values that are not finite are not drawn.
 pub fn curves(axes: Axes<'_>, curves: &[Curve]) -> Result<String> {
-    const LEGEND_LINE: u32 = 20;
-    let size = (760, 420 + LEGEND_LINE * curves.len() as u32 + 10);
     let finite = |curve: &Curve| {
         let points = curve.points.iter().copied();
         points
@@ -41,9 +39,7 @@ pub fn curves(axes: Axes<'_>, curves: &[Curve]) -> Result<String> {
     let (x, y) = (range(|point| point.0), range(|point| point.1));
     let mut svg = String::new();
     {
-        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        area.fill(&WHITE).map_err(failed)?;
-        let (plot, names) = area.split_vertically(420);
+        let [plot, legend] = with_legend(&mut svg, curves.len())?;
         let mut chart = ChartBuilder::on(&plot)
             .caption(axes.title, ("sans-serif", 17))
             .margin(12)
@@ -68,15 +64,9 @@ pub fn curves(axes: Axes<'_>, curves: &[Curve]) -> Result<String> {
             chart
                 .draw_series([PathElement::new(finite(curve), style)])
                 .map_err(failed)?;
-            let at = (LEGEND_LINE * number as u32) as i32 + 8;
-            names
-                .draw(&PathElement::new(vec![(56, at), (84, at)], style))
-                .map_err(failed)?;
-            names
-                .draw(&Text::new(curve.name.clone(), (92, at - 6), text(13)))
-                .map_err(failed)?;
+            draw_name(&legend, number, &curve.name, style)?;
         }
-        area.present().map_err(failed)?;
+        plot.present().map_err(failed)?;
     }
     Ok(svg)
 }

@@ -85,6 +85,33 @@ pub(super) fn text(size: u32) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&BLACK)
 }
 
+/// Height of one name below a plot.
+pub(super) const LEGEND_LINE: u32 = 20;
+
+/// The place of a plot and, below it, that of `names` names.
+pub(super) fn with_legend(svg: &mut String, names: usize) -> Result<[DrawingArea<SVGBackend<'_>, Shift>; 2]> {
+    const PLOT: u32 = 420;
+    let size = (760, PLOT + LEGEND_LINE * names as u32 + 10);
+    let area = SVGBackend::with_string(svg, size).into_drawing_area();
+    area.fill(&WHITE).map_err(failed)?;
+    let (plot, legend) = area.split_vertically(PLOT);
+    Ok([plot, legend])
+}
+
+/// Name number `number` with a piece of its line.
+pub(super) fn draw_name(
+    legend: &DrawingArea<SVGBackend<'_>, Shift>,
+    number: usize,
+    name: &str,
+    style: ShapeStyle,
+) -> Result<()> {
+    let at = (LEGEND_LINE * number as u32) as i32 + 8;
+    let line = PathElement::new(vec![(56, at), (84, at)], style);
+    legend.draw(&line).map_err(failed)?;
+    let name = Text::new(name.to_owned(), (92, at - 6), text(13));
+    legend.draw(&name).map_err(failed)
+}
+
 fn centred(size: u32, ink: RGBColor) -> TextStyle<'static> {
     use plotters::style::text_anchor::{HPos, Pos, VPos};
     let middle = Pos::new(HPos::Center, VPos::Center);
@@ -159,15 +186,10 @@ fn heat_map(area: &DrawingArea<SVGBackend<'_>, Shift>, axes: Axes<'_>, map: &Hea
 
 /// Lines over `labels`, values between 0 and 1, with bars of one standard error.
 pub fn lines(axes: Axes<'_>, labels: &[String], lines: &[Line]) -> Result<String> {
-    const LEGEND_LINE: u32 = 20;
-    let legend = LEGEND_LINE * lines.len() as u32 + 10;
-    let size = (760, 420 + legend);
     let last = labels.len().saturating_sub(1) as f64;
     let mut svg = String::new();
     {
-        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        area.fill(&WHITE).map_err(failed)?;
-        let (plot, names) = area.split_vertically(420);
+        let [plot, legend] = with_legend(&mut svg, lines.len())?;
         let mut chart = ChartBuilder::on(&plot)
             .caption(axes.title, ("sans-serif", 17))
             .margin(12)
@@ -206,15 +228,9 @@ pub fn lines(axes: Axes<'_>, labels: &[String], lines: &[Line]) -> Result<String
                 Some(PathElement::new(ends, colour.stroke_width(1)))
             });
             chart.draw_series(bars).map_err(failed)?;
-            let y = (LEGEND_LINE * number as u32) as i32 + 8;
-            names
-                .draw(&PathElement::new(vec![(56, y), (84, y)], colour.stroke_width(2)))
-                .map_err(failed)?;
-            names
-                .draw(&Text::new(line.name.clone(), (92, y - 6), text(13)))
-                .map_err(failed)?;
+            draw_name(&legend, number, &line.name, colour.stroke_width(2))?;
         }
-        area.present().map_err(failed)?;
+        plot.present().map_err(failed)?;
     }
     Ok(svg)
 }

@@ -1,4 +1,6 @@
-//! The kernels of a layer outside attention: products of one row and of many, norms, activations, the embedding.
+//! The kernels of a model outside attention: products of one row and of many, norms, activations, sampling.
+
+mod sampling;
 
 use super::attention::Settings;
 use super::kernels::{TASK, output_check};
@@ -70,6 +72,7 @@ pub fn names() -> Vec<(&'static str, usize)> {
         .map(|(_, name)| (*name, 1))
         .chain(many)
         .chain([("rms_norm_rows", MANY), ("silu_mul_rows", MANY)])
+        .chain(sampling::cases().map(|(name, _)| (name, 1)))
         .collect()
 }
 
@@ -114,7 +117,10 @@ pub fn run(
             }
         }
     }
-    kernels.pointwise(sink)
+    if kernels.pointwise(sink)? == Ended::Interrupted {
+        return Ok(Ended::Interrupted);
+    }
+    kernels.sampling(sink)
 }
 
 /// Products of one row.

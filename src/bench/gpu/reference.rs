@@ -3,6 +3,7 @@
 //! Keys and values are those of one layer, token-major `[N][Hkv][D]`. Products are summed in 16 lanes, so that the
 //! compiler vectorises them; softmax sums are f64.
 
+use crate::kernels::cpu::math::dot;
 use crate::kernels::cuda::Element;
 use crate::kernels::{AttentionShape, HeadMap, RopeTable};
 use rayon::prelude::*;
@@ -10,7 +11,6 @@ use std::ops::Range;
 
 /// Tokens per task.
 const BLOCK: usize = 4096;
-const LANES: usize = 16;
 
 /// Keys or values of one layer as stored, `[N][Hkv][D]`.
 #[derive(Clone, Copy)]
@@ -36,23 +36,6 @@ impl Stored<'_> {
             *out = self.element.value(bits);
         }
     }
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let (a_whole, b_whole) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f32 = a_whole
-        .remainder()
-        .iter()
-        .zip(b_whole.remainder())
-        .map(|(x, y)| x * y)
-        .sum();
-    for (a, b) in a_whole.zip(b_whole) {
-        for (lane, (x, y)) in lanes.iter_mut().zip(a.iter().zip(b)) {
-            *lane += x * y;
-        }
-    }
-    lanes.iter().sum::<f32>() + rest
 }
 
 /// Rotates a head in place.

@@ -3,26 +3,11 @@
 //! A row is a task. Its lists are short (a prompt and a few tokens), so the buffers of the tiled form would cost more than
 //! the attention itself: keys are rotated one at a time, and every query head of the group takes its product at once.
 
-use super::{Cpu, math};
+use super::Cpu;
+use super::math::{self, dot};
 use crate::kernels::{Attend, PAGE_TOKENS, Part};
 use pulp::Arch;
 use rayon::prelude::*;
-
-/// Independent sums of a product: as many as the widest registers hold, so that additions need no order among them.
-const LANES: usize = 16;
-
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0; LANES];
-    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in a.iter().zip(b) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    let tail: f32 = a_tail.iter().zip(b_tail).map(|(x, y)| x * y).sum();
-    sums.iter().sum::<f32>() + tail
-}
 
 /// Buffers of a row.
 #[derive(Default)]

@@ -95,17 +95,25 @@ pub fn max(x: &[f32]) -> f32 {
     lanes.iter().chain(tail).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
+/// Product of two vectors of one length: as many independent sums as the widest registers hold, so that additions need no
+/// order among them.
+#[inline(always)]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0; 16];
+    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    for (a, b) in a.iter().zip(b) {
+        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += a * b;
+        }
+    }
+    let tail: f32 = a_tail.iter().zip(b_tail).map(|(a, b)| a * b).sum();
+    lanes.iter().sum::<f32>() + tail
+}
+
 /// Sum of squares.
 #[inline(always)]
 pub fn sum_of_squares(x: &[f32]) -> f32 {
-    let mut lanes = [0.0; 16];
-    let (chunks, tail) = x.as_chunks::<16>();
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane += value * value;
-        }
-    }
-    lanes.iter().sum::<f32>() + tail.iter().map(|v| v * v).sum::<f32>()
+    dot(x, x)
 }
 
 /// Rotates `x` (one head) by one row of cosines and sines into `out`.

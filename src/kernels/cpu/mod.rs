@@ -85,6 +85,7 @@ impl Device for Cpu {
     type Matrix = Packed;
     type Ids = Vec<u32>;
     type Recording = ();
+    type ChoiceRoom = ();
 
     fn name(&self) -> &'static str {
         "cpu"

@@ -3,10 +3,10 @@
 use super::compile::Source;
 use super::driver::{Argument, Gpu, Kernel, Launch, Memory};
 use super::gemm::Element;
+use super::sample::SampleKernels;
 use super::{AttentionShape, Cuda, CudaBuffer, CudaMatrix, ELEMENT_BYTES, Norm, QkvPart};
 use crate::error::Result;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Threads of a block of the pointwise kernels.
 const POINTWISE_THREADS: u32 = 256;
@@ -34,15 +34,8 @@ pub(super) struct DenseOps {
     norm_linear_silu_mul: Kernel,
     linear_add: Kernel,
     norm_logits: Kernel,
-    greedy: Kernel,
-    /// Best logit and its id of each block of the last unembedding.
-    best: Memory,
-    bad: Memory,
-    next_id: Memory,
-    /// Whether `next_id` belongs to the last unembedding.
-    best_known: AtomicBool,
-    /// How many ids were chosen.
-    drawn: Memory,
+    /// Choosing the next token.
+    pub(super) sample: SampleKernels,
 }
 
 /// Whether the row products take a normed row of `inputs`, and one as it is; wider ones go through cuBLASLt.
@@ -53,6 +46,15 @@ pub(super) fn takes_normed_row(inputs: usize) -> bool {
 /// See [`takes_normed_row`].
 pub(super) fn takes_row(inputs: usize) -> bool {
     inputs <= ROW_WARPS * ADD_VECTORS * 256
+}
+
+/// What a product of a normed row makes.
+#[derive(Clone, Copy)]
+pub(super) enum NormRow {
+    /// Its outputs.
+    Linear,
+    /// The gated product of its two halves.
+    LinearSiluMul,
 }
 
 /// How one row product is cut.
@@ -116,14 +118,11 @@ impl RowShape {
     }
 }
 
-/// Most blocks that look for the largest logit.
-const MAX_BLOCKS: usize = 4096;
-
 impl DenseOps {
     pub(super) fn new(gpu: &Gpu, element: Element) -> Result<Self> {
         let mut defines = element.defines();
         let pointwise = gpu.module(Source::Pointwise, &defines)?;
-        let sample = gpu.module(Source::Sample, &defines)?;
+        let sample = SampleKernels::new(gpu, &defines)?;
         defines.extend([
             ("CONSUMERS", ROW_WARPS.to_string()),
             ("NORM_VECTORS", NORM_VECTORS.to_string()),
@@ -149,12 +148,7 @@ impl DenseOps {
             norm_linear_silu_mul: large("norm_linear_silu_mul")?,
             linear_add: large("linear_add")?,
             norm_logits: large("norm_logits")?,
-            greedy: sample.kernel("greedy")?,
-            best: gpu.allocate(MAX_BLOCKS * size_of::<u64>()),
-            bad: gpu.allocate(size_of::<u32>()),
-            next_id: gpu.allocate(size_of::<u32>()),
-            best_known: AtomicBool::new(false),
-            drawn: gpu.allocate(size_of::<u32>()),
+            sample,
         };
         gpu.status()?;
         Ok(operations)
@@ -165,16 +159,11 @@ impl DenseOps {
         unsafe { gpu.launch(kernel, launch, arguments) };
     }
 
-    /// Tells the next step which id it starts from.
-    pub(super) fn set_next_id(&self, gpu: &Gpu, id: u32) {
-        gpu.upload(&self.next_id, 0, &id.to_le_bytes());
-    }
-
     /// The id that was chosen last becomes `ids[0]`; `count` counters, `stride` integers apart, go up by one.
     pub(super) fn advance(&self, gpu: &Gpu, ids: &Memory, counters: &Memory, count: usize, stride: usize) {
         let arguments = [
             ids.start(),
-            self.next_id.start(),
+            self.sample.next_id(),
             counters.start(),
             count.into(),
             stride.into(),
@@ -310,35 +299,27 @@ impl DenseOps {
         Self::run(gpu, kernel, shape.launch(), &arguments);
     }
 
-    pub(super) fn norm_linear(
+    /// A product of the norm of one row.
+    pub(super) fn norm_row(
         &self,
         gpu: &Gpu,
+        product: NormRow,
         x: &CudaBuffer,
         norm: &Norm<'_, Cuda>,
         w: &CudaMatrix,
         bias: Option<&CudaBuffer>,
         out: &mut CudaBuffer,
     ) {
+        let (kernel, segments) = match product {
+            NormRow::Linear => (&self.norm_linear, 1),
+            NormRow::LinearSiluMul => (&self.norm_linear_silu_mul, 2),
+        };
         let bias = bias.and_then(|bias| bias.elements.as_ref());
         let (x, outputs) = (x.memory.start(), [out.memory.start()]);
-        Self::normed_row(gpu, &self.norm_linear, x, norm, w, bias, &outputs, 1);
+        Self::normed_row(gpu, kernel, x, norm, w, bias, &outputs, segments);
     }
 
-    pub(super) fn norm_linear_silu_mul(
-        &self,
-        gpu: &Gpu,
-        x: &CudaBuffer,
-        norm: &Norm<'_, Cuda>,
-        w: &CudaMatrix,
-        bias: Option<&CudaBuffer>,
-        out: &mut CudaBuffer,
-    ) {
-        let bias = bias.and_then(|bias| bias.elements.as_ref());
-        let (x, outputs) = (x.memory.start(), [out.memory.start()]);
-        Self::normed_row(gpu, &self.norm_linear_silu_mul, x, norm, w, bias, &outputs, 2);
-    }
-
-    /// Logits of row `row`, and for [`DenseOps::greedy`] the best of each block.
+    /// Logits of row `row`, and the id of the largest.
     pub(super) fn norm_logits(
         &self,
         gpu: &Gpu,
@@ -349,44 +330,11 @@ impl DenseOps {
         out: &mut CudaBuffer,
     ) {
         let x = x.memory.at(row * w.cols * size_of::<f32>());
-        let outputs = [out.memory.start(), self.best.start(), self.bad.start()];
+        let [best, bad] = self.sample.of_logits();
+        let outputs = [out.memory.start(), best, bad];
         Self::normed_row(gpu, &self.norm_logits, x, norm, w, None, &outputs, 1);
-    }
-
-    /// Finds the id of the largest logit of the last unembedding of one row of rows of `width` with `vocabulary` outputs.
-    pub(super) fn greedy(&self, gpu: &Gpu, width: usize, vocabulary: usize) {
-        self.best_known.store(true, Ordering::Relaxed);
-        let blocks = RowShape::new(gpu, width, vocabulary, 1, NORM_VECTORS).blocks;
-        let arguments = [
-            self.best.start(),
-            blocks.into(),
-            self.next_id.start(),
-            Argument::NULL,
-            self.drawn.start(),
-            Argument::I32(0),
-        ];
-        Self::run(
-            gpu,
-            &self.greedy,
-            Launch::new(1, POINTWISE_THREADS).overlapping(),
-            &arguments,
-        );
-    }
-
-    /// The last unembedding did not look for the largest logit.
-    pub(super) fn forget_best(&self) {
-        self.best_known.store(false, Ordering::Relaxed);
-    }
-
-    /// What [`DenseOps::greedy`] found; `None` if a logit was NaN or infinite. Waits for it.
-    pub(super) fn best_id(&self, gpu: &Gpu) -> Option<u32> {
-        if !self.best_known.load(Ordering::Relaxed) {
-            return None;
-        }
-        let (mut bad, mut id) = ([0u8; 4], [0u8; 4]);
-        gpu.download(&self.bad, 0, &mut bad).ok()?;
-        gpu.download(&self.next_id, 0, &mut id).ok()?;
-        (u32::from_le_bytes(bad) == 0).then(|| u32::from_le_bytes(id))
+        self.sample
+            .greedy(gpu, RowShape::new(gpu, w.cols, w.rows, 1, NORM_VECTORS).blocks);
     }
 
     pub(super) fn linear_add(

@@ -14,15 +14,17 @@ pub mod compile;
 mod dense_ops;
 pub mod driver;
 mod gemm;
+mod sample;
 pub mod select;
 pub mod step;
 
 pub use driver::{Argument, Gpu, Memory};
 pub use gemm::Element;
+pub use sample::SampleRoom;
 
-use super::{AttentionShape, Device, Norm, QkvPart, RowSource};
+use super::{AttentionShape, Choice, Device, Norm, QkvPart, RowSource};
 use crate::error::Result;
-use dense_ops::DenseOps;
+use dense_ops::{DenseOps, NormRow};
 use driver::Graph;
 use gemm::{Output, Product};
 use rayon::prelude::*;
@@ -138,6 +140,18 @@ impl Cuda {
         self.operations.advance(&self.gpu, ids, counters, count, stride);
     }
 
+    /// Queues what [`Device::choose`] does, without reading the id; false where that is left to the host.
+    pub fn queue_choice(
+        &self,
+        room: &mut Option<SampleRoom>,
+        logits: &CudaBuffer,
+        vocabulary: usize,
+        choice: &Choice<'_>,
+    ) -> bool {
+        let sample = &self.operations.sample;
+        sample.queue(&self.gpu, room, &logits.memory, vocabulary, choice)
+    }
+
     /// Fills `to` with normal numbers of standard deviation `deviation`; the same for the same seed.
     pub fn fill_random(&self, to: &Memory, seed: u64, deviation: f32) {
         let elements = to.bytes() / ELEMENT_BYTES;
@@ -177,6 +191,7 @@ impl Device for Cuda {
     type Matrix = CudaMatrix;
     type Ids = Memory;
     type Recording = Option<Graph>;
+    type ChoiceRoom = Option<SampleRoom>;
 
     fn name(&self) -> &'static str {
         "cuda"
@@ -276,7 +291,7 @@ impl Device for Cuda {
     fn set_ids(&self, ids: &[u32], out: &mut Memory) {
         self.gpu.upload(out, 0, bytemuck::cast_slice(ids));
         if let [id] = ids {
-            self.operations.set_next_id(&self.gpu, *id);
+            self.operations.sample.set_next_id(&self.gpu, *id);
         }
     }
 
@@ -368,7 +383,8 @@ impl Device for Cuda {
         out: &mut CudaBuffer,
     ) {
         if rows == 1 && dense_ops::takes_normed_row(w.cols) {
-            return self.operations.norm_linear(&self.gpu, x, norm, w, bias, out);
+            let product = NormRow::Linear;
+            return self.operations.norm_row(&self.gpu, product, x, norm, w, bias, out);
         }
         self.rms_norm(x, norm.weight, norm.eps, 0..rows, normed);
         self.linear(normed, rows, w, bias, false, out);
@@ -387,14 +403,22 @@ impl Device for Cuda {
         out: &mut CudaBuffer,
     ) {
         if rows == 1 && dense_ops::takes_normed_row(w.cols) {
-            return self.operations.norm_linear_silu_mul(&self.gpu, x, norm, w, bias, out);
+            let product = NormRow::LinearSiluMul;
+            return self.operations.norm_row(&self.gpu, product, x, norm, w, bias, out);
         }
         self.norm_linear(x, norm, rows, w, bias, normed, gate_up);
         self.silu_mul(gate_up, rows, width, out);
     }
 
-    fn best_id(&self) -> Option<u32> {
-        self.operations.best_id(&self.gpu)
+    fn choose(
+        &self,
+        room: &mut Option<SampleRoom>,
+        logits: &mut CudaBuffer,
+        vocabulary: usize,
+        choice: &Choice<'_>,
+    ) -> Option<u32> {
+        self.queue_choice(room, logits, vocabulary, choice)
+            .then(|| self.operations.sample.read(&self.gpu))?
     }
 
     fn norm_logits(
@@ -407,10 +431,9 @@ impl Device for Cuda {
         out: &mut CudaBuffer,
     ) {
         if rows.len() == 1 && dense_ops::takes_normed_row(w.cols) {
-            self.operations.norm_logits(&self.gpu, x, norm, rows.start, w, out);
-            return self.operations.greedy(&self.gpu, w.cols, w.rows);
+            return self.operations.norm_logits(&self.gpu, x, norm, rows.start, w, out);
         }
-        self.operations.forget_best();
+        self.operations.sample.forget_best();
         let count = rows.len();
         self.rms_norm(x, norm.weight, norm.eps, rows, normed);
         self.linear(normed, count, w, None, false, out);

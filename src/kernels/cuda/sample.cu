@@ -1,50 +1,46 @@
 // The next token from logits, on the device: greedy, or drawn after temperature, top-k, top-p and min-p.
 //
-// Weights are w = e^((logit - largest) / temperature). Kept are, in this order: the top_k largest logits and what ties with the
-// last of them; of these the fewest that reach top_p of their weight, the likelier first, among equals the lower id; of these
-// the ones with w >= min_p. One of them is drawn with a probability in proportion to w. The kept set is that of a full sort:
-// thresholds are found digit by digit over the 32 bits of the logit, with exact integer counts and weights, so that neither
-// the order of atomics nor the grid changes a result.
-//
-// The decode graph calls `greedy` alone so far; drawing still happens on the host (model/sampling.rs).
+// Weights are w = e^((logit - largest) / temperature) as whole numbers of 2^-36, made by the very operations of kernels/choice.rs: the
+// token is the one that the host would choose of the same logits and the same 64 random bits. Kept are, in this order: the top_k
+// largest logits and what ties with the last of them; of these the fewest that reach top_p of their weight, the likelier first,
+// among equals the lower id; of these the ones with w >= min_p. One of them is drawn with a probability in proportion to w. The kept
+// set is that of a full sort: thresholds are found digit by digit over the 32 bits of the logit, with exact counts and weights, so
+// that neither the order of atomics nor the grid changes a result.
 //
 // Interface. Arguments in order (all blocks of THREADS = 256, no dynamic shared memory):
-//   block_best  grid G <= 256: (logits f32 [V], V u32, best u64 [G], bad u32 or null, seen u32 [ceil(V / 32)] or null, params)
+//   block_best  grid G <= 256: (logits f32 [V], V u32, best u64 [G], bad u32, seen u32 [ceil(V / 32)] or null, penalty f32)
 //               best[block] = key of the block's arg max (a larger key is a larger logit, then a lower id; NaN is below all);
 //               *bad = 1 where a logit is NaN or plus infinity (never cleared). With `seen`, a bitmap of the tokens in the
-//               context, their logits are first divided (negative: multiplied) by params->repetition_penalty, in place.
+//               context, their logits are first divided (negative: multiplied) by the penalty, in place.
 //               norm_logits writes the same keys.
 //   mark_seen   grid ceil(count / 256): (ids int [count], count u32, V u32, seen)
-//   greedy      grid 1: (best, count u32, id int, list int [capacity] or null, length u32, capacity u32)
-//               *id = the arg max, also appended: list[*length] = id where there is room, *length += 1.
+//   greedy      grid 1: (best, count u32, id int, bad): *id = the arg max; *bad = 1 where no logit is finite.
 //   sample      grid G <= min(multiprocessors, 256), V / G <= 8192, all blocks resident at once: (logits, V, best, best_count u32,
-//               params, scratch, id, list or null, length, capacity). 64 to 128 blocks are good. Draws with Philox at
-//               (params->seed, params->step) and adds 1 to params->step. temperature <= 0 takes the arg max.
-// SampleParams (40 bytes) and SampleScratch (125968 bytes, zero before its first use, one for each grid size: its barrier
-// counts blocks) are in device memory. 0 switches top_k and min_p off, 1 top_p.
+//               SampleParams by value, scratch, id, bad). 64 to 128 blocks are good. scale 0 takes the arg max; *bad = 1 where no
+//               logit is finite.
+// SampleScratch (sample_scratch_bytes, zero before its first use, one for each grid size: its barrier counts blocks) is in device
+// memory. 0 switches top_k and min_p off, 1 top_p.
 //
 // Floor and times (H200, V = 152064, graph): the logits are 0.6 MB in L2; the launch and its barriers are everything.
 // block_best 1.9 us, greedy 1.2 us, sample 7.3 us plain, 25 us with top-k or 30 us with top-p, 44 us with both (128 blocks; 24,
-// 27 and 39 with 64). Keeping a block's logits in shared memory took 10 to 15% off.
+// 27 and 39 with 64), with weights of one f32 exponential each time they were needed. Keeping a block's logits in shared memory took
+// 10 to 15% off; now their weights, in f64, stay there as well. Not measured since.
 
 #define THREADS 256
 // Bins of one radix pass over the 32 bits of a logit: 11, 11 and 10 bits.
 #define BINS 2048
 #define MAX_BLOCKS 256
-// Logits of one block's share that shared memory takes.
-#define KEPT 4096
-// Weights e^((logit - largest) / temperature) are counted in units of 2^-36: sums of integers do not depend on their
-// order. What is lighter than half a unit cannot be drawn.
-#define UNIT_BITS 36
+// Logits of one block's share that shared memory takes, with their weights.
+#define KEPT 1536
+// Units of the largest weight. What is lighter than half a unit cannot be drawn.
+#define WEIGHT_BITS 36
 
 struct SampleParams {
-    u64 seed;
-    u64 step;
-    float temperature;
+    double scale;       // log2(e) / temperature
+    u64 bits;           // the draw
     float top_p;
     float min_p;
     u32 top_k;
-    float repetition_penalty;
     u32 unused;
 };
 
@@ -56,6 +52,8 @@ struct SampleScratch {
     u64 block_mass[MAX_BLOCKS];
     u32 block_equal[MAX_BLOCKS];
 };
+
+extern "C" __device__ int sample_scratch_bytes[1] = {(int)sizeof(SampleScratch)};
 
 // ---- logits as ordered integers ------------------------------------------------------------------------------------
 
@@ -91,23 +89,18 @@ DEVICE u64 largest_of(const u64* best, u32 count) {
     return block_largest(key);
 }
 
-DEVICE void append(int chosen, int* id, int* list, u32* length, u32 capacity) {
-    *id = chosen;
-    if (list) {
-        u32 n = *length;
-        if (n < capacity) list[n] = chosen;
-        *length = n + 1;
-    }
+DEVICE void choose_best(u64 key, int* id, u32* bad) {
+    *id = (int)~(u32)key;
+    if (!(from_ordered((u32)(key >> 32)) > NEG_INF)) *bad = 1;
 }
 
 // ---- greedy --------------------------------------------------------------------------------------------------------
 
 extern "C" __global__ void __launch_bounds__(THREADS) block_best(float* logits, u32 vocabulary, u64* best, u32* bad,
-    const u32* seen, const SampleParams* params) {
+    const u32* seen, float penalty) {
     let_next_kernel_start();
     wait_for_previous_kernel();
     u32 first = (u32)((u64)blockIdx.x * vocabulary / gridDim.x), end = (u32)((u64)(blockIdx.x + 1) * vocabulary / gridDim.x);
-    float penalty = seen ? params->repetition_penalty : 1.0f;
     u64 key = 0;
     bool wrong = false;
     for (u32 i = first + threadIdx.x; i < end; i += THREADS) {
@@ -119,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) block_best(float* logits, 
         wrong |= !(logit < __int_as_float(0x7f800000));
         key = larger(key, best_key(logit, i));
     }
-    if (bad && wrong) *bad = 1;
+    if (wrong) *bad = 1;
     key = block_largest(key);
     if (threadIdx.x == 0) best[blockIdx.x] = key;
 }
@@ -131,36 +124,32 @@ extern "C" __global__ void __launch_bounds__(THREADS) mark_seen(const int* ids, 
     if (i < count && (u32)ids[i] < vocabulary) atomicOr(seen + ids[i] / 32, 1u << (ids[i] % 32));
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) greedy(const u64* best, u32 count, int* id, int* list, u32* length,
-    u32 capacity) {
+extern "C" __global__ void __launch_bounds__(THREADS) greedy(const u64* best, u32 count, int* id, u32* bad) {
     let_next_kernel_start();
     wait_for_previous_kernel();
     u64 key = largest_of(best, count);
-    if (threadIdx.x == 0) append((int)~(u32)key, id, list, length, capacity);
+    if (threadIdx.x == 0) choose_best(key, id, bad);
 }
 
 // ---- sampling ------------------------------------------------------------------------------------------------------
 
-// 64 random bits from a seed and a step: Philox 4x32, 10 rounds.
-DEVICE u64 random_bits(u64 seed, u64 step) {
-    u32 c0 = (u32)step, c1 = (u32)(step >> 32), c2 = 0x73616d70u, c3 = 0x6c650000u;
-    u32 k0 = (u32)seed, k1 = (u32)(seed >> 32);
-    for (int round = 0; round < 10; ++round) {
-        u64 a = (u64)0xD2511F53u * c0, b = (u64)0xCD9E8D57u * c2;
-        u32 n0 = (u32)(b >> 32) ^ c1 ^ k0, n2 = (u32)(a >> 32) ^ c3 ^ k1;
-        c1 = (u32)b;
-        c3 = (u32)a;
-        c0 = n0;
-        c2 = n2;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    return (u64)c0 << 32 | c1;
-}
-
-DEVICE u64 weight_units(float logit, float largest, float inverse_temperature) {
-    float w = expf((logit - largest) * inverse_temperature) * (float)(1ull << UNIT_BITS);
-    return w >= 0.0f ? __float2ull_rn(w) : 0;
+// `weight` of kernels/choice.rs. The intrinsics keep the compiler from contracting a product and a sum.
+DEVICE u64 weight_units(float logit, float largest, double scale) {
+    const double x = __dmul_rn(__dadd_rn((double)logit, -(double)largest), scale);
+    if (!(x > -37.5)) return 0;
+    const double whole = rint(x), part = __dadd_rn(x, -whole);
+    double sum = 7.054911620801123e-9;
+    sum = __dadd_rn(__dmul_rn(sum, part), 1.01780860092397e-7);
+    sum = __dadd_rn(__dmul_rn(sum, part), 1.321548679014431e-6);
+    sum = __dadd_rn(__dmul_rn(sum, part), 1.525273380405984e-5);
+    sum = __dadd_rn(__dmul_rn(sum, part), 0.0001540353039338161);
+    sum = __dadd_rn(__dmul_rn(sum, part), 0.0013333558146428443);
+    sum = __dadd_rn(__dmul_rn(sum, part), 0.009618129107628477);
+    sum = __dadd_rn(__dmul_rn(sum, part), 0.05550410866482158);
+    sum = __dadd_rn(__dmul_rn(sum, part), 0.24022650695910072);
+    sum = __dadd_rn(__dmul_rn(sum, part), 0.6931471805599453);
+    sum = __dadd_rn(__dmul_rn(sum, part), 1.0);
+    return __double2ull_rn(__dmul_rn(sum, __hiloint2double((1023 + WEIGHT_BITS + (int)whole) << 20, 0)));
 }
 
 DEVICE u64 load_fresh(const u64* p) {
@@ -218,23 +207,25 @@ DEVICE bool under(u32 key, u32 prefix, int pass) {
 }
 
 struct Draw {
-    // This block's logits, in shared memory where they fit.
+    // This block's logits, in shared memory where they fit, and then their weights; else null.
     const float* logits;
+    const u64* weights;
     u32 share;
-    float largest, inverse_temperature;
+    float largest;
+    double scale;
     SampleScratch* scratch;
     Bins* bins;
 
-    DEVICE u64 weight(float logit) const { return weight_units(logit, largest, inverse_temperature); }
+    DEVICE u64 weight_of(float logit) const { return weight_units(logit, largest, scale); }
+    DEVICE u64 weight(u32 i) const { return weights ? weights[i] : weight_of(logits[i]); }
 
     // Adds this block's logits under `prefix` to histogram `region` of the grid, and waits for all blocks.
     DEVICE void count(int region, int pass, u32 prefix) {
         for (u32 b = threadIdx.x; b < BINS; b += THREADS) bins->count[b] = bins->low[b] = bins->high[b] = 0;
         __syncthreads();
         for (u32 i = threadIdx.x; i < share; i += THREADS) {
-            float logit = logits[i];
-            u32 key = ordered(logit);
-            u64 w = weight(logit);
+            u32 key = ordered(logits[i]);
+            u64 w = weight(i);
             if (w == 0 || !under(key, prefix, pass)) continue;
             u32 b = digit_of(key, pass);
             atomicAdd(&bins->count[b], 1u);
@@ -292,35 +283,34 @@ struct Draw {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) sample(const float* logits, u32 vocabulary, const u64* best,
-    u32 best_count, SampleParams* params, SampleScratch* scratch, int* id, int* list, u32* length, u32 capacity) {
+    u32 best_count, SampleParams p, SampleScratch* scratch, int* id, u32* bad) {
     __shared__ Bins bins;
     __shared__ float kept_logits[KEPT];
+    __shared__ u64 kept_weights[KEPT];
     let_next_kernel_start();
     u32 first = (u32)((u64)blockIdx.x * vocabulary / gridDim.x), end = (u32)((u64)(blockIdx.x + 1) * vocabulary / gridDim.x);
     u32 share = end - first, each = (share + THREADS - 1) / THREADS;
     wait_for_previous_kernel();
     // All loads at once: one latency.
-    SampleParams p = *params;
     if (share <= KEPT)
         for (u32 i = threadIdx.x; i < share; i += THREADS)
             asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(kept_logits + i)), "l"(logits + first + i) : "memory");
     cp_async_commit();
     u64 best_of_all = largest_of(best, best_count);
-    if (!(p.temperature > 0.0f)) {
-        cp_async_wait<0>();
-        if (blockIdx.x == 0 && threadIdx.x == 0) append((int)~(u32)best_of_all, id, list, length, capacity);
+    const float largest = from_ordered((u32)(best_of_all >> 32));
+    cp_async_wait<0>();
+    if (!(p.scale > 0.0) || !(largest > NEG_INF)) {
+        if (blockIdx.x == 0 && threadIdx.x == 0) choose_best(best_of_all, id, bad);
         return;
     }
-    Draw draw;
-    cp_async_wait<0>();
+    const bool kept_here = share <= KEPT;
+    const float* mine = kept_here ? kept_logits : logits + first;
+    Draw draw = {mine, kept_here ? kept_weights : nullptr, share, largest, p.scale, scratch, &bins};
+    if (kept_here) {
+        // A thread reads what it has fetched itself.
+        for (u32 i = threadIdx.x; i < share; i += THREADS) kept_weights[i] = draw.weight_of(mine[i]);
+    }
     __syncthreads();
-    const float* mine = share <= KEPT ? kept_logits : logits + first;
-    draw.logits = mine;
-    draw.share = share;
-    draw.largest = from_ordered((u32)(best_of_all >> 32));
-    draw.inverse_temperature = 1.0f / p.temperature;
-    draw.scratch = scratch;
-    draw.bins = &bins;
 
     // Kept: every key above `t.key`, and the first `take` (by id) of those equal to it.
     Threshold t = {0, 0, 0};
@@ -352,21 +342,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const float* logits
                 draw.count(2 + pass, pass, by.key);
                 draw.descend<true>(by, 2 + pass, pass, target);
             }
-            u64 one = draw.weight(from_ordered(by.key));
+            u64 one = draw.weight_of(from_ordered(by.key));
             t = by;
             take = (u32)((target - by.above_mass + one - 1) / one);
         }
     }
 
     // How much this block keeps, by the ids of its share.
-    u64 lightest = (u64)ceil((double)p.min_p * (double)(1ull << UNIT_BITS));
-    u64 equal_weight = draw.weight(from_ordered(t.key));
+    u64 lightest = (u64)ceil((double)p.min_p * (double)(1ull << WEIGHT_BITS));
+    u64 equal_weight = draw.weight_of(from_ordered(t.key));
     if (equal_weight < lightest) equal_weight = 0;
     u64 mass = 0, block_mass;
     u32 equal = 0, block_equal;
     for (u32 i = threadIdx.x; i < share; i += THREADS) {
         u32 key = ordered(mine[i]);
-        u64 w = key > t.key ? draw.weight(mine[i]) : 0;
+        u64 w = key > t.key ? draw.weight(i) : 0;
         mass += w >= lightest ? w : 0;
         equal += key == t.key;
     }
@@ -403,15 +393,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const float* logits
         my_take = taken;
     }
     __syncthreads();
-    u64 at = __umul64hi(random_bits(p.seed, p.step), total);
-    if (total == 0) {
-        // No finite logit, or no NaN-free one: whatever came out best.
-        if (blockIdx.x == 0 && threadIdx.x == 0) {
-            append((int)~(u32)best_of_all, id, list, length, capacity);
-            params->step = p.step + 1;
-        }
-        return;
-    }
+    // The largest is always kept, so there is something to draw from.
+    u64 at = __umul64hi(p.bits, total);
     if (at < my_before || at >= my_before + my_kept) return;
     at -= my_before;
     u32 from = min(threadIdx.x * each, share), to = min(from + each, share);
@@ -421,7 +404,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const float* logits
     u64 own_mass = 0;
     for (u32 i = from, r = rank; i < to; ++i) {
         u32 key = ordered(mine[i]);
-        u64 w = key > t.key ? draw.weight(mine[i]) : key == t.key && r++ < my_take ? equal_weight : 0;
+        u64 w = key > t.key ? draw.weight(i) : key == t.key && r++ < my_take ? equal_weight : 0;
         own_mass += w >= lightest ? w : 0;
     }
     u64 start = exclusive_sum(own_mass, block_mass);
@@ -429,11 +412,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const float* logits
     at -= start;
     for (u32 i = from, r = rank; i < to; ++i) {
         u32 key = ordered(mine[i]);
-        u64 w = key > t.key ? draw.weight(mine[i]) : key == t.key && r++ < my_take ? equal_weight : 0;
+        u64 w = key > t.key ? draw.weight(i) : key == t.key && r++ < my_take ? equal_weight : 0;
         w = w >= lightest ? w : 0;
         if (at < w) {
-            append((int)(first + i), id, list, length, capacity);
-            params->step = p.step + 1;
+            *id = (int)(first + i);
             return;
         }
         at -= w;

@@ -1,18 +1,16 @@
 //! `tokselect bench attention`: arguments, plan, run.
 
-use super::{Found, GpuArgs, Run, open};
+use super::{Found, GpuArgs, Run};
 use crate::bench::gpu::attention::{Part, Settings, TASK, cases, run as measure, validate};
-use crate::bench::gpu::{Watch, samples_of};
+use crate::bench::gpu::samples_of;
 use crate::bench::shapes::Shape;
 use crate::bench::timing::Rounds;
 use crate::bytes::human_bytes;
 use crate::cli::Context;
 use crate::cli::arguments::{Dtype, OutputArgs, PolicyArgs, PolicyName};
 use crate::cli::bench::{parse_length, positive};
-use crate::cli::device::gpu_element;
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
-use crate::manifest::Manifest;
 use crate::model::config::ModelConfig;
 use crate::report::{Column, Format, Table};
 use clap::Args;
@@ -129,41 +127,21 @@ pub(super) fn settings(measure: &MeasureArgs, policy_args: &PolicyArgs) -> Resul
 pub(in crate::cli::bench) fn run(args: &AttentionArgs, context: &Context) -> Result<Outcome> {
     args.gpu.require(COMMAND)?;
     let settings = settings(&args.measure, &args.policy)?;
-    let peers = args.gpu.load_peers()?;
-    let mut config = Map::new();
-    config.insert("settings".into(), json!(settings));
-    if args.output.dry_run {
-        return print_plan(&settings, &config, args, context);
-    }
-    let device = open(&args.device, gpu_element(args.dtype)?)?;
-    let mut manifest = Manifest::begin(rayon::current_num_threads());
-    manifest.seeds.insert("bench".into(), settings.seed);
-    let stopped = || context.interrupt.is_raised();
-    let status = |what: &str| context.printer.status("Measuring", what);
-    let watch = Watch {
-        stopped: &stopped,
-        status: &status,
-    };
     let run = Run {
-        command: COMMAND,
-        config,
-        manifest,
-        peers,
+        peers: args.gpu.load_peers()?,
         kinds: &["chunk"],
-        output: &args.output,
-        context,
+        ..Run::of_layer(COMMAND, &settings, &args.output, context)
     };
-    run.execute(
-        &device,
-        &mut |sink| measure(&device, &settings, &watch, sink),
-        &|samples| {
-            Ok(Found {
-                speeds: samples_of(samples, TASK)?,
-                tables: Vec::new(),
-                rivals: true,
-            })
-        },
-    )
+    if args.output.dry_run {
+        return print_plan(&settings, &run.config, args, context);
+    }
+    run.measure(&args.device, args.dtype, &settings, measure, &|samples| {
+        Ok(Found {
+            speeds: samples_of(samples, TASK)?,
+            tables: Vec::new(),
+            rivals: true,
+        })
+    })
 }
 
 /// `--dry-run`: every measurement, and the memory of one buffer set.

@@ -1,19 +1,16 @@
 //! `tokselect bench kernels`: arguments, plan, run.
 
 use super::attention::{MeasureArgs, settings};
-use super::{Found, GpuArgs, Run, open};
+use super::{Found, GpuArgs, Run};
 use crate::bench::gpu::attention::{Case, TASK as ATTENTION, kernel_cases};
 use crate::bench::gpu::kernels::{TASK, run as measure, tables};
-use crate::bench::gpu::{SpeedSample, Watch, products, samples_of};
+use crate::bench::gpu::{SpeedSample, products, samples_of};
 use crate::cli::Context;
 use crate::cli::arguments::{Dtype, OutputArgs, PolicyArgs};
-use crate::cli::device::gpu_element;
 use crate::error::Result;
 use crate::exit::Outcome;
-use crate::manifest::Manifest;
 use crate::report::{Cell, Column, Table};
 use clap::Args;
-use serde_json::{Map, json};
 
 const COMMAND: &str = "bench kernels";
 
@@ -51,8 +48,6 @@ pub(in crate::cli::bench) fn run(args: &KernelsArgs, context: &Context) -> Resul
     args.gpu.require(COMMAND)?;
     let mut settings = settings(&args.measure, &args.policy)?;
     settings.checks = args.refcheck;
-    let mut config = Map::new();
-    config.insert("settings".into(), json!(settings));
     if args.output.dry_run {
         let mut table = Table::new(
             "plan",
@@ -81,35 +76,17 @@ pub(in crate::cli::bench) fn run(args: &KernelsArgs, context: &Context) -> Resul
         }
         return context.printer.table(&table);
     }
-    let device = open(&args.device, gpu_element(args.dtype)?)?;
-    let mut manifest = Manifest::begin(rayon::current_num_threads());
-    manifest.seeds.insert("bench".into(), settings.seed);
-    let stopped = || context.interrupt.is_raised();
-    let status = |what: &str| context.printer.status("Measuring", what);
-    let watch = Watch {
-        stopped: &stopped,
-        status: &status,
-    };
     let run = Run {
-        command: COMMAND,
-        config,
-        manifest,
         peers: args.gpu.load_peers()?,
-        kinds: &[],
-        output: &args.output,
-        context,
+        ..Run::of_layer(COMMAND, &settings, &args.output, context)
     };
-    run.execute(
-        &device,
-        &mut |sink| measure(&device, &settings, &watch, sink),
-        &|samples| {
-            let mut speeds: Vec<SpeedSample> = samples_of(samples, TASK)?;
-            speeds.extend(samples_of(samples, ATTENTION)?);
-            Ok(Found {
-                tables: tables(samples, &speeds)?,
-                speeds,
-                rivals: false,
-            })
-        },
-    )
+    run.measure(&args.device, args.dtype, &settings, measure, &|samples| {
+        let mut speeds: Vec<SpeedSample> = samples_of(samples, TASK)?;
+        speeds.extend(samples_of(samples, ATTENTION)?);
+        Ok(Found {
+            tables: tables(samples, &speeds)?,
+            speeds,
+            rivals: false,
+        })
+    })
 }

@@ -5,10 +5,11 @@ pub(super) mod end_to_end;
 pub(super) mod kernels;
 
 use crate::bench::end_to_end::Ended;
-use crate::bench::gpu::{SpeedSample, check_table, paper, verdict};
+use crate::bench::gpu::attention::Settings;
+use crate::bench::gpu::{SpeedSample, Watch, check_table, paper, verdict};
 use crate::cli::Context;
-use crate::cli::arguments::OutputArgs;
-use crate::cli::device::open_named;
+use crate::cli::arguments::{Dtype, OutputArgs};
+use crate::cli::device::{gpu_element, open_named};
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::kernels::cuda::compile::{nvrtc_version, sources_sha256};
@@ -128,6 +129,45 @@ fn driver_version() -> Measured<String> {
             || Measured::missing(format!("{FILE} has no version")),
             |word| Measured::Value(word.to_owned()),
         )
+}
+
+impl<'a> Run<'a> {
+    /// A run of one layer or kernel: `settings` make its configuration.
+    pub(super) fn of_layer(
+        command: &'a str,
+        settings: &Settings,
+        output: &'a OutputArgs,
+        context: &'a Context,
+    ) -> Self {
+        let mut manifest = Manifest::begin(rayon::current_num_threads());
+        manifest.seeds.insert("bench".into(), settings.seed);
+        Self {
+            command,
+            config: Map::from_iter([("settings".to_owned(), json!(settings))]),
+            manifest,
+            peers: None,
+            kinds: &[],
+            output,
+            context,
+        }
+    }
+
+    /// Opens the GPU `device`, then as [`Run::execute`].
+    pub(super) fn measure(
+        self,
+        device: &str,
+        dtype: Dtype,
+        settings: &Settings,
+        measure: impl Fn(&Cuda, &Settings, &Watch<'_>, &mut dyn SampleSink) -> Result<Ended>,
+        found: &dyn Fn(&[crate::report::Sample]) -> Result<Found>,
+    ) -> Result<Outcome> {
+        let (device, context) = (open(device, gpu_element(dtype)?)?, self.context);
+        let watch = Watch {
+            stopped: &|| context.interrupt.is_raised(),
+            status: &|what| context.printer.status("Measuring", what),
+        };
+        self.execute(&device, &mut |sink| measure(&device, settings, &watch, sink), found)
+    }
 }
 
 impl Run<'_> {
