@@ -60,6 +60,11 @@ impl Rows {
         &self.data[index * self.dim..][..self.dim]
     }
 
+    /// The rows of the given indices, one after the other.
+    pub fn pick(&self, indices: &[usize]) -> Vec<f32> {
+        indices.iter().flat_map(|&index| self.row(index)).copied().collect()
+    }
+
     /// Applies `preparation` in place.
     pub fn prepare<B: Backend>(&mut self, backend: &B, preparation: Preparation) -> Result<()> {
         if preparation.centre || preparation.whiten {

@@ -65,6 +65,7 @@ pub(super) struct Engine {
 impl Engine {
     /// Finds the model and plans for completions of `completion_tokens` tokens, at most `batch` at once.
     pub fn plan(args: &EngineArgs, completion_tokens: usize, batch: usize, context: &Context) -> Result<Self> {
+        args.model.check_cpu()?;
         let located = loading::locate(&args.model, true, context)?;
         let Language {
             tokenizer,

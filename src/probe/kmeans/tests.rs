@@ -95,8 +95,11 @@ fn equal_distances_go_to_the_lower_cluster_and_equal_seeds_to_equal_bytes() {
         max_iterations: 1,
         ..config(2)
     };
-    let (labels, _) = assign(&Cpu, &line, &squared_norms(&line), &start);
-    assert_eq!(labels, [0, 0, 1]);
+    let norms = squared_norms(&line.data, 1);
+    let mut keys = Cpu.hold(&line, &norms, 2).expect("room");
+    keys.set_centres(start.clone()).expect("fit");
+    assert_eq!(keys.assign().expect("runs").labels, [0, 0, 1]);
+    drop(keys);
     let found = fit_from(&Cpu, &mut line, start, &one, &mut |_, _| true).expect("runs");
     assert_eq!((found.iterations, found.converged), (1, false));
     each_case(|_, rows, clusters| {
