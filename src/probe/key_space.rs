@@ -98,10 +98,15 @@ impl Rows {
     /// Moves the mean to 0; returns what it was.
     pub(super) fn subtract_mean(&mut self) -> Vec<f32> {
         let mean = self.mean();
+        self.subtract(&mean);
+        mean
+    }
+
+    /// Subtracts `offset` from every row.
+    pub(super) fn subtract(&mut self, offset: &[f32]) {
         self.data
             .par_chunks_exact_mut(self.dim)
-            .for_each(|row| row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= m));
-        mean
+            .for_each(|row| row.iter_mut().zip(offset).for_each(|(x, m)| *x -= m));
     }
 
     /// Scales every row to length 1; a row of zeros stays.

@@ -111,11 +111,11 @@ pub fn fit(place: &dyn Place, rows: &mut Rows, config: &KMeansConfig, watch: &mu
     Ok(moved_back(best, &offset))
 }
 
-/// The same from given centres `[K, dim]`.
+/// The same from given centres `[K, dim]`, brought to unit length for cosines.
 pub fn fit_from(
     place: &dyn Place,
     rows: &mut Rows,
-    mut centres: Vec<f32>,
+    centres: Vec<f32>,
     config: &KMeansConfig,
     watch: &mut Watch<'_>,
 ) -> Result<KMeans> {
@@ -124,12 +124,17 @@ pub fn fit_from(
         return Err(Error::bug("start centres of another shape than the keys"));
     }
     let offset = ready(rows, config.distance);
-    for centre in centres.chunks_exact_mut(rows.dim) {
-        centre.iter_mut().zip(&offset).for_each(|(x, m)| *x -= m);
+    let mut start = Rows {
+        data: centres,
+        dim: rows.dim,
+    };
+    match config.distance {
+        Distance::Euclidean => start.subtract(&offset),
+        Distance::Cosine => start.normalise(),
     }
     let norms = squared_norms(&rows.data, rows.dim);
     let mut keys = place.hold(rows, &norms, config.clusters)?;
-    keys.set_centres(centres)?;
+    keys.set_centres(start.data)?;
     let found = lloyd(keys.as_mut(), bound(rows, &norms, config), config, watch)?;
     Ok(moved_back(found, &offset))
 }

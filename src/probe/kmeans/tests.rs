@@ -144,6 +144,23 @@ fn cosines_do_not_see_lengths() {
 }
 
 #[test]
+fn start_centres_are_brought_to_unit_length_for_cosines() {
+    // The long centre is at 45 degrees from the key, the short one on it.
+    let mut rows = Rows {
+        data: vec![1.0, 0.0, 0.9, 0.1, 0.0, 1.0],
+        dim: 2,
+    };
+    let settings = KMeansConfig {
+        distance: Distance::Cosine,
+        max_iterations: 0,
+        ..config(2)
+    };
+    let found = fit_from(&Cpu, &mut rows, vec![9.0, 9.0, 0.1, 0.0], &settings, &mut |_, _| true).expect("runs");
+    assert_eq!(found.labels, [1, 1, 0]);
+    assert!(found.inertia < 0.4, "{}", found.inertia);
+}
+
+#[test]
 fn more_clusters_than_keys_are_refused() {
     let mut rows = Rows {
         data: vec![0.0; 4],
