@@ -131,6 +131,145 @@ fn a_judge_that_fails_keeps_its_verdicts_and_the_run_goes_on_with_them() {
 }
 
 #[test]
+fn the_model_judges_each_answer_once_and_a_stopped_run_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = folder.path().join("out");
+    let navigate = || {
+        let mut command = probe("navigate", &SMALL);
+        command
+            .args(["--methods", "top,temperature", "--judge", "model", "-o"])
+            .arg(&output);
+        command
+    };
+    succeeds(&mut navigate());
+    let whole = samples(&output);
+    let verdicts: Vec<&Value> = whole.iter().filter(|row| row["task"] == "verdict").collect();
+    let said = |question: &str, answer: &str| {
+        let of = |row: &&&Value| row["data"]["question"] == question && row["data"]["answer"] == answer;
+        let found: Vec<&&Value> = verdicts.iter().filter(of).collect();
+        assert_eq!(found.len(), 1, "{question} {answer}: one verdict");
+        found[0]["data"]["verdict"]["correct"].clone()
+    };
+    let mut judged = 0;
+    for row in whole.iter().filter(|row| row["task"] != "verdict") {
+        for answer in row["data"]["answers"].as_array().expect("answers") {
+            // Malformed answers, which never came to their closing quote, are judged by nobody.
+            match answer[5].as_str() {
+                Some(text_of_it) => {
+                    assert_eq!(answer[4], said(text(row, "task"), text_of_it));
+                    judged += 1;
+                }
+                None => assert_eq!(answer[4], false, "{answer}"),
+            }
+        }
+    }
+    assert!(judged >= verdicts.len() && verdicts.len() > 10, "{judged}");
+    // Cut off in the middle of the verdicts of the second question, and in the middle of a line.
+    let lines = std::fs::read_to_string(output.join("samples.jsonl")).expect("samples");
+    let kept: String = lines.split_inclusive('\n').take(whole.len() * 2 / 3).collect();
+    std::fs::write(output.join("samples.jsonl"), &kept[..kept.len() - 9]).expect("a writable folder");
+    succeeds(&mut navigate());
+    let key = |row: &Value| {
+        let mut row = row.clone();
+        row["data"]["wall_s"] = Value::Null;
+        row.to_string()
+    };
+    let (mut again, mut before): (Vec<String>, Vec<String>) = (
+        samples(&output).iter().map(key).collect(),
+        whole.iter().map(key).collect(),
+    );
+    again.sort();
+    before.sort();
+    assert_eq!(again, before);
+}
+
+#[test]
+fn a_sweep_is_one_table_and_goes_on_where_it_stopped() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = folder.path().join("out");
+    let sweep = || {
+        let flags = [
+            "--categories",
+            "months,fruits",
+            "--rounds",
+            "1,2",
+            "--step",
+            "3,6",
+            "--k",
+            "32,64",
+            "--max-new-tokens",
+            "12",
+            "--methods",
+            "icn,cluster-penalty",
+            "--format",
+            "json",
+            "-o",
+        ];
+        let mut command = probe("navigate", &flags);
+        command.arg(&output);
+        command
+    };
+    let report = succeeds(&mut sweep()).json();
+    let table_of_it = table(&report, "sweep");
+    // Four sizes; icn once, the penalty for each number of clusters.
+    assert_eq!(rows(table_of_it).len(), 4 * 3);
+    assert_eq!(
+        column(table_of_it, "method")[..3],
+        ["icn", "cluster-penalty k=32", "cluster-penalty k=64"]
+    );
+    assert_eq!(column(table_of_it, "answers")[..4], [3, 3, 3, 6]);
+    // The same size alone gives the same numbers.
+    let alone = [
+        "--categories",
+        "months,fruits",
+        "--rounds",
+        "2",
+        "--step",
+        "3",
+        "--max-new-tokens",
+        "12",
+        "--methods",
+        "icn",
+        "--format",
+        "json",
+    ];
+    let alone = succeeds(&mut probe("navigate", &alone)).json();
+    assert_eq!(
+        column(table(&alone, "methods"), "precision")[0],
+        column(table_of_it, "precision")[6]
+    );
+    let whole = samples(&output);
+    let lines = std::fs::read_to_string(output.join("samples.jsonl")).expect("samples");
+    let kept: String = lines.split_inclusive('\n').take(whole.len() / 2).collect();
+    std::fs::write(output.join("samples.jsonl"), kept).expect("a writable folder");
+    let again = succeeds(&mut sweep()).json();
+    assert_eq!(again["tables"], report["tables"]);
+    for (command, flags) in [
+        ("generate", &["--rounds", "1,2"][..]),
+        ("correlate", &["--k", "32,64"]),
+        ("navigate", &["--k", "32,64", "--methods", "icn"]),
+    ] {
+        refuses(&mut probe(command, flags), 2, &["several numbers"]);
+    }
+}
+
+#[test]
+fn what_runs_on_the_cpu_alone_refuses_a_gpu() {
+    for command in ["navigate", "correlate", "generate", "reason", "speed"] {
+        refuses(
+            probe(command, &["--device", "cuda"]).arg("--dry-run"),
+            3,
+            &["`--device cuda`", "on the CPU only"],
+        );
+    }
+    refuses(
+        &mut probe("clusters", &["--dtype", "bf16"]),
+        2,
+        &["`--dtype bf16`", "f32"],
+    );
+}
+
+#[test]
 fn judges_that_cannot_be_are_refused() {
     for (flags, parts) in [
         (&["--judge", "command"][..], &["needs the command"][..]),
@@ -323,6 +462,16 @@ fn the_demo_model_reasons_about_what_it_was_taught() {
     for score in column(methods, "closed") {
         assert!(score.as_f64().expect("a share") > 0.5, "{methods}");
     }
+    // Two problems of each of the first four levels.
+    let levels = table(&report, "levels");
+    assert_eq!(column(levels, "level")[..5], ["1", "1", "1", "1", "2"]);
+    assert_eq!(column(levels, "n"), [2; 16]);
+    refuses(&mut probe("reason", &["--levels", "6"]), 2, &["levels 1 to 5"]);
+    refuses(
+        &mut probe("reason", &["--set-name", "aqua", "--levels", "1"]),
+        2,
+        &["--levels"],
+    );
     refuses(&mut probe("reason", &["--set-name", "gsm8k"]), 2, &["--data"]);
     refuses(&mut probe("reason", &["--data", "x.jsonl"]), 2, &["--set-name"]);
 }

@@ -1,12 +1,18 @@
 //! `--device` and `--dtype`: where a run computes and in what type.
 
 use super::arguments::{Dtype, ModelArgs};
+use crate::bytes::human_bytes;
 use crate::error::{Error, Result};
 use crate::hub::HubEnvironment;
 use crate::kernels::cpu::Cpu;
+use crate::kernels::cuda::compile::{nvrtc_version, sources_sha256};
 use crate::kernels::cuda::driver::device_count;
-use crate::kernels::cuda::{Cuda, Element};
+use crate::kernels::cuda::{Cuda, Element, Gpu};
+use crate::manifest::{Accelerator, Manifest};
 use crate::printer::Printer;
+use crate::report::Measured;
+use serde_json::{Value, json};
+use std::path::PathBuf;
 
 /// An opened device.
 pub(super) enum ChosenDevice {
@@ -57,10 +63,58 @@ fn wanted(text: &str) -> Result<Wanted> {
     }
 }
 
-/// Opens GPU `ordinal`; compiled kernels are kept beside the built-in model.
-pub(super) fn open_gpu(ordinal: usize, element: Element) -> Result<Cuda> {
+/// Where compiled kernels are kept: beside the built-in model.
+fn kernel_cache() -> Option<PathBuf> {
     let folder = HubEnvironment::from_env().own_cache_dir;
-    Cuda::open(ordinal, element, folder.is_absolute().then(|| folder.join("kernels")))
+    folder.is_absolute().then(|| folder.join("kernels"))
+}
+
+/// Opens GPU `ordinal`.
+pub(super) fn open_gpu(ordinal: usize, element: Element) -> Result<Cuda> {
+    Cuda::open(ordinal, element, kernel_cache())
+}
+
+/// Names of GPU, driver and kernels, for the configuration: a run of others is another run.
+pub(super) fn identity(gpu: &Gpu) -> Result<Value> {
+    let properties = gpu.properties();
+    let (major, minor) = nvrtc_version()?;
+    Ok(json!({
+        "name": properties.name,
+        "architecture": properties.architecture(),
+        "driver_cuda": format!("{}.{}", properties.driver_version / 1000, properties.driver_version % 1000 / 10),
+        "nvrtc": format!("{major}.{minor}"),
+        "kernels_sha256": sources_sha256(),
+    }))
+}
+
+/// Puts the GPU and its kernels into the manifest.
+pub(super) fn record(manifest: &mut Manifest, gpu: &Gpu) {
+    let properties = gpu.properties();
+    let (major, minor) = (properties.compute_capability / 10, properties.compute_capability % 10);
+    manifest.kernels_sha256 = Measured::Value(sources_sha256());
+    manifest.device.accelerators = vec![Accelerator {
+        name: properties.name.clone(),
+        memory_total_bytes: Measured::Value(properties.memory_bytes as u64),
+        driver: driver_version(),
+        compute_capability: Measured::Value(format!("{major}.{minor}")),
+    }];
+}
+
+/// The driver's own version, beside the CUDA version that it speaks.
+fn driver_version() -> Measured<String> {
+    const FILE: &str = "/proc/driver/nvidia/version";
+    let text = match std::fs::read_to_string(FILE) {
+        Ok(text) => text,
+        Err(error) => return Measured::missing(format!("{FILE}: {error}")),
+    };
+    let version = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.');
+    text.lines()
+        .next()
+        .and_then(|line| line.split_whitespace().find(version))
+        .map_or_else(
+            || Measured::missing(format!("{FILE} has no version")),
+            |word| Measured::Value(word.to_owned()),
+        )
 }
 
 /// Opens the GPU that `text` names.
@@ -93,7 +147,9 @@ impl ModelArgs {
                 "`--device {}`: this command computes on the CPU only",
                 self.device
             ))
-            .help("pass `--device cpu` or leave the flag out; `infer` and `bench --gpu` run on a GPU"));
+            .help(
+                "pass `--device cpu` or leave the flag out; `infer`, `bench --gpu` and `icn-probe clusters` run on a GPU",
+            ));
         }
         self.check_cpu_dtype()
     }
@@ -108,6 +164,32 @@ impl ModelArgs {
                 ))
                 .help("pass `--dtype f32`, leave the flag out, or pass `--device cuda`"))
             }
+        }
+    }
+
+    /// Opens a GPU for a command that computes in f32 on either; `None`: the CPU. `auto` is the first GPU where there is one
+    /// with `needed` bytes free.
+    pub(super) fn open_for_f32(&self, needed: usize, printer: &Printer) -> Result<Option<Gpu>> {
+        if let Dtype::F16 | Dtype::Bf16 = self.dtype {
+            let name = if self.dtype == Dtype::F16 { "f16" } else { "bf16" };
+            return Err(Error::user(format!(
+                "`--dtype {name}`: this command computes in f32 on every device"
+            ))
+            .help("leave the flag out, or pass `--dtype f32`"));
+        }
+        match wanted(&self.device)? {
+            Wanted::Cuda(ordinal) => Gpu::open(ordinal, kernel_cache()).map(Some),
+            Wanted::Auto if matches!(device_count(), Ok(1..)) => {
+                let gpu = Gpu::open(0, kernel_cache())?;
+                let (free, _) = gpu.memory()?;
+                if free < needed {
+                    let (needed, free) = (human_bytes(needed), human_bytes(free));
+                    printer.detail(&format!("computing on the CPU: the GPU has {free} free of {needed}"));
+                    return Ok(None);
+                }
+                Ok(Some(gpu))
+            }
+            Wanted::Auto | Wanted::Cpu => Ok(None),
         }
     }
 

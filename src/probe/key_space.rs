@@ -60,6 +60,11 @@ impl Rows {
         &self.data[index * self.dim..][..self.dim]
     }
 
+    /// The rows of the given indices, one after the other.
+    pub fn pick(&self, indices: &[usize]) -> Vec<f32> {
+        indices.iter().flat_map(|&index| self.row(index)).copied().collect()
+    }
+
     /// Applies `preparation` in place.
     pub fn prepare<B: Backend>(&mut self, backend: &B, preparation: Preparation) -> Result<()> {
         if preparation.centre || preparation.whiten {
@@ -93,10 +98,15 @@ impl Rows {
     /// Moves the mean to 0; returns what it was.
     pub(super) fn subtract_mean(&mut self) -> Vec<f32> {
         let mean = self.mean();
+        self.subtract(&mean);
+        mean
+    }
+
+    /// Subtracts `offset` from every row.
+    pub(super) fn subtract(&mut self, offset: &[f32]) {
         self.data
             .par_chunks_exact_mut(self.dim)
-            .for_each(|row| row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= m));
-        mean
+            .for_each(|row| row.iter_mut().zip(offset).for_each(|(x, m)| *x -= m));
     }
 
     /// Scales every row to length 1; a row of zeros stays.

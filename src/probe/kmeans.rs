@@ -3,12 +3,17 @@
 //! Own on purpose: V x K products dominate, and those run on whatever the decoder's products run on. All choices are
 //! fixed: a key that is equally near to several centres belongs to the lowest of them, sums run in the order of the ids,
 //! and every draw comes from the seed's stream `kmeans`.
+//!
+//! [`Place`] is where it runs: any backend of the host, or a GPU. Both are given the same draws and sum the same way; only the
+//! f32 products differ, by the order of their sums, so that a key may go the other way where two centres are equally
+//! near to within that rounding, some 1e-6 of |x| |c|.
 
+mod gpu;
+mod host;
 mod seeding;
 
-use super::key_space::{BLOCK, Rows};
+use super::key_space::Rows;
 use crate::error::{Error, Result};
-use crate::kernels::Backend;
 use rayon::prelude::*;
 
 /// How far apart two keys are.
@@ -58,16 +63,46 @@ pub struct KMeans {
 /// Follows a run: iteration and sum of distances so far; false stops it.
 pub type Watch<'a> = dyn FnMut(usize, f64) -> bool + 'a;
 
+/// Where k-means runs.
+pub trait Place {
+    /// Brings keys there, with room for `most` centres. `norms`: squared lengths of `rows`.
+    fn hold<'r>(&'r self, rows: &'r Rows, norms: &'r [f32], most: usize) -> Result<Box<dyn Steps + 'r>>;
+}
+
+/// Keys where they are clustered, the centres of now, and what is done with both.
+pub trait Steps {
+    /// Sets the centres `[K, dim]`.
+    fn set_centres(&mut self, centres: Vec<f32>) -> Result<()>;
+    /// The nearest centre of every key, the lowest of equally near ones.
+    fn assign(&mut self) -> Result<Assignment>;
+    /// Moves every centre to the mean of the keys with its label (of unit length for cosines); one without keys stays.
+    /// Returns the sum of the squared ways.
+    fn move_centres(&mut self, labels: &[u32], distance: Distance) -> Result<f64>;
+    /// Sum of the distances of all keys to the centres of their labels, from differences, in f64.
+    fn inertia(&mut self, labels: &[u32], distance: Distance) -> Result<f64>;
+    /// The centres `[K, dim]`.
+    fn centres(&mut self) -> Result<Vec<f32>>;
+}
+
+/// Nearest centres.
+pub struct Assignment {
+    /// Centre of every key.
+    pub labels: Vec<u32>,
+    /// Squared distance of every key to it, at least 0.
+    pub distances: Vec<f32>,
+}
+
 /// Clusters `rows`, which are centred (or, for cosines, normalised) in place on the way.
-pub fn fit<B: Backend>(backend: &B, rows: &mut Rows, config: &KMeansConfig, watch: &mut Watch<'_>) -> Result<KMeans> {
+pub fn fit(place: &dyn Place, rows: &mut Rows, config: &KMeansConfig, watch: &mut Watch<'_>) -> Result<KMeans> {
     check(rows, config)?;
     let offset = ready(rows, config.distance);
-    let norms = squared_norms(rows);
+    let norms = squared_norms(&rows.data, rows.dim);
+    let mut keys = place.hold(rows, &norms, config.clusters)?;
     let mut best: Option<KMeans> = None;
     for restart in 0..config.restarts.max(1) {
-        let chosen = seeding::plus_plus(backend, rows, &norms, config.clusters, config.seed, restart);
-        let centres = chosen.iter().flat_map(|&row| rows.row(row)).copied().collect();
-        let found = lloyd(backend, rows, &norms, centres, config, watch)?;
+        let chosen = seeding::plus_plus(keys.as_mut(), rows, config.clusters, config.seed, restart)?;
+        keys.set_centres(rows.pick(&chosen))?;
+        let found = lloyd(keys.as_mut(), bound(rows, &norms, config), config, watch)?;
         if best.as_ref().is_none_or(|best| found.inertia < best.inertia) {
             best = Some(found);
         }
@@ -76,11 +111,11 @@ pub fn fit<B: Backend>(backend: &B, rows: &mut Rows, config: &KMeansConfig, watc
     Ok(moved_back(best, &offset))
 }
 
-/// The same from given centres `[K, dim]`.
-pub fn fit_from<B: Backend>(
-    backend: &B,
+/// The same from given centres `[K, dim]`, brought to unit length for cosines.
+pub fn fit_from(
+    place: &dyn Place,
     rows: &mut Rows,
-    mut centres: Vec<f32>,
+    centres: Vec<f32>,
     config: &KMeansConfig,
     watch: &mut Watch<'_>,
 ) -> Result<KMeans> {
@@ -89,11 +124,18 @@ pub fn fit_from<B: Backend>(
         return Err(Error::bug("start centres of another shape than the keys"));
     }
     let offset = ready(rows, config.distance);
-    for centre in centres.chunks_exact_mut(rows.dim) {
-        centre.iter_mut().zip(&offset).for_each(|(x, m)| *x -= m);
+    let mut start = Rows {
+        data: centres,
+        dim: rows.dim,
+    };
+    match config.distance {
+        Distance::Euclidean => start.subtract(&offset),
+        Distance::Cosine => start.normalise(),
     }
-    let norms = squared_norms(rows);
-    let found = lloyd(backend, rows, &norms, centres, config, watch)?;
+    let norms = squared_norms(&rows.data, rows.dim);
+    let mut keys = place.hold(rows, &norms, config.clusters)?;
+    keys.set_centres(start.data)?;
+    let found = lloyd(keys.as_mut(), bound(rows, &norms, config), config, watch)?;
     Ok(moved_back(found, &offset))
 }
 
@@ -128,54 +170,17 @@ fn moved_back(mut found: KMeans, offset: &[f32]) -> KMeans {
     found
 }
 
-fn squared_norms(rows: &Rows) -> Vec<f32> {
-    rows.data
-        .par_chunks_exact(rows.dim)
+/// Squared lengths of vectors of `dim` elements, summed in f64.
+fn squared_norms(vectors: &[f32], dim: usize) -> Vec<f32> {
+    vectors
+        .par_chunks_exact(dim)
         .map(|row| row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() as f32)
         .collect()
 }
 
-/// Nearest of `centres` for every row, with the squared distance; the lowest of equally near ones.
-fn assign<B: Backend>(backend: &B, rows: &Rows, norms: &[f32], centres: &[f32]) -> (Vec<u32>, Vec<f32>) {
-    let (d, k) = (rows.dim, centres.len() / rows.dim);
-    let centre_norms: Vec<f32> = centres
-        .chunks_exact(d)
-        .map(|c| c.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() as f32)
-        .collect();
-    let matrix = backend.matrix(k, d, &|row, out: &mut [f32]| {
-        out.copy_from_slice(&centres[row * d..(row + 1) * d]);
-    });
-    let mut labels = vec![0; rows.count()];
-    let mut distances = vec![0.0; rows.count()];
-    let mut products = backend.zeros(BLOCK * k);
-    let parts = labels.chunks_mut(BLOCK).zip(distances.chunks_mut(BLOCK));
-    for ((block, norms), (labels, distances)) in rows.data.chunks(BLOCK * d).zip(norms.chunks(BLOCK)).zip(parts) {
-        backend.linear(
-            &backend.upload(block),
-            labels.len(),
-            &matrix,
-            None,
-            false,
-            &mut products,
-        );
-        let products = backend.download(&products);
-        labels
-            .par_iter_mut()
-            .zip(distances)
-            .zip(products.par_chunks_exact(k).zip(norms))
-            .for_each(|((label, distance), (products, norm))| {
-                let mut best = (0, f32::INFINITY);
-                for (cluster, (product, norm)) in products.iter().zip(&centre_norms).enumerate() {
-                    let value = norm - 2.0 * product;
-                    if value < best.1 {
-                        best = (cluster, value);
-                    }
-                }
-                *label = best.0 as u32;
-                *distance = (norm + best.1).max(0.0);
-            });
-    }
-    (labels, distances)
+/// The squared way of all centres at which a run has converged.
+fn bound(rows: &Rows, norms: &[f32], config: &KMeansConfig) -> f64 {
+    config.tolerance * norms.iter().map(|&n| f64::from(n)).sum::<f64>() / rows.data.len() as f64
 }
 
 /// Keys of every cluster, ascending.
@@ -214,55 +219,20 @@ fn repair(labels: &mut [u32], distances: &[f32], clusters: usize) -> usize {
     filled
 }
 
-/// Means of the clusters (of unit length for cosines), summed in f64; an empty cluster keeps its centre.
-fn means(rows: &Rows, labels: &[u32], distance: Distance, centres: &mut [f32]) {
-    let d = rows.dim;
-    let members = members(labels, centres.len() / d);
-    centres
-        .par_chunks_exact_mut(d)
-        .zip(&members)
-        .filter(|(_, members)| !members.is_empty())
-        .for_each(|(centre, members)| {
-            let mut sum = vec![0.0f64; d];
-            for &key in members {
-                let row = rows.row(key as usize);
-                sum.iter_mut().zip(row).for_each(|(s, &x)| *s += f64::from(x));
-            }
-            let scale = match distance {
-                Distance::Euclidean => members.len() as f64,
-                Distance::Cosine => sum.iter().map(|x| x * x).sum::<f64>().sqrt(),
-            };
-            // Unit vectors that cancel out have no direction; their centre stays where it was.
-            if scale > 0.0 {
-                centre.iter_mut().zip(&sum).for_each(|(c, s)| *c = (s / scale) as f32);
-            }
-        });
-}
-
-fn lloyd<B: Backend>(
-    backend: &B,
-    rows: &Rows,
-    norms: &[f32],
-    mut centres: Vec<f32>,
-    config: &KMeansConfig,
-    watch: &mut Watch<'_>,
-) -> Result<KMeans> {
-    let bound = config.tolerance * norms.iter().map(|&n| f64::from(n)).sum::<f64>() / rows.data.len() as f64;
+fn lloyd(keys: &mut dyn Steps, bound: f64, config: &KMeansConfig, watch: &mut Watch<'_>) -> Result<KMeans> {
     let mut labels: Vec<u32> = Vec::new();
     let (mut repaired, mut iterations, mut converged, mut settled) = (0, 0, false, false);
     while iterations < config.max_iterations {
         iterations += 1;
-        let (mut found, distances) = assign(backend, rows, norms, &centres);
-        repaired += repair(&mut found, &distances, config.clusters);
-        let sum: f64 = distances.iter().map(|&x| f64::from(x)).sum();
+        let mut found = keys.assign()?;
+        repaired += repair(&mut found.labels, &found.distances, config.clusters);
+        let sum: f64 = found.distances.iter().map(|&x| f64::from(x)).sum();
         if !watch(iterations, sum) {
             return Err(Error::interrupted("interrupted; no clustering was kept"));
         }
-        let before = centres.clone();
-        means(rows, &found, config.distance, &mut centres);
-        settled = found == labels;
-        labels = found;
-        let moved: f64 = centres.iter().zip(&before).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let moved = keys.move_centres(&found.labels, config.distance)?;
+        settled = found.labels == labels;
+        labels = found.labels;
         if settled || moved <= bound && config.tolerance > 0.0 {
             converged = true;
             break;
@@ -270,42 +240,18 @@ fn lloyd<B: Backend>(
     }
     if !settled {
         // The centres have moved since: the last word is theirs. A cluster that empties now stays as repaired.
-        let (mut found, distances) = assign(backend, rows, norms, &centres);
-        repaired += repair(&mut found, &distances, config.clusters);
-        labels = found;
+        let mut found = keys.assign()?;
+        repaired += repair(&mut found.labels, &found.distances, config.clusters);
+        labels = found.labels;
     }
-    let inertia = inertia(rows, &labels, &centres, config.distance);
     Ok(KMeans {
+        inertia: keys.inertia(&labels, config.distance)?,
+        centres: keys.centres()?,
         labels,
-        centres,
-        inertia,
         iterations,
         converged,
         repaired,
     })
-}
-
-/// Sum of the distances of all rows to their centres, from differences, in f64.
-fn inertia(rows: &Rows, labels: &[u32], centres: &[f32], distance: Distance) -> f64 {
-    let d = rows.dim;
-    let parts: Vec<f64> = rows
-        .data
-        .par_chunks(BLOCK * d)
-        .zip(labels.par_chunks(BLOCK))
-        .map(|(block, labels)| {
-            let rows = block.chunks_exact(d).zip(labels);
-            rows.map(|(row, &label)| {
-                let centre = &centres[label as usize * d..][..d];
-                let pairs = row.iter().zip(centre);
-                match distance {
-                    Distance::Euclidean => pairs.map(|(x, c)| f64::from(x - c).powi(2)).sum::<f64>(),
-                    Distance::Cosine => 1.0 - pairs.map(|(x, c)| f64::from(*x) * f64::from(*c)).sum::<f64>(),
-                }
-            })
-            .sum()
-        })
-        .collect();
-    parts.iter().sum()
 }
 
 #[cfg(test)]

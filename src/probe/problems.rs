@@ -3,10 +3,11 @@
 use super::answers;
 use super::answers::{gsm8k_gold, same_number};
 use crate::error::{Error, Result, io_error};
-use crate::eval::demo_corpus::word_problem;
+use crate::eval::demo_corpus::{Level, word_problem};
 use crate::manifest::sha256;
 use crate::random::stream_rng;
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Where problems come from.
@@ -41,6 +42,8 @@ pub struct Problem {
     pub question: String,
     /// The right answer.
     pub gold: Gold,
+    /// How hard it is, of problems made here.
+    pub level: Option<Level>,
 }
 
 /// An answer as one of the two parsers reads it.
@@ -167,6 +170,7 @@ impl Row<'_> {
             id: format!("{:05}", self.number - 1),
             question,
             gold,
+            level: None,
         })
     }
 }
@@ -176,20 +180,28 @@ fn number_of(value: &Value) -> Option<f64> {
 }
 
 impl Problems {
-    /// `count` problems from the seed.
-    pub fn templated(count: usize, seed: u64) -> Self {
-        let one = |index: usize| {
-            let (question, answer) = word_problem(&mut stream_rng(seed, &format!("reason/{index}")));
+    /// `count` problems from the seed, of the given levels in turn.
+    pub fn templated(count: usize, levels: &[Level], seed: u64) -> Self {
+        let one = |(index, &level): (usize, &Level)| {
+            let (question, answer) = word_problem(&mut stream_rng(seed, &format!("reason/{index}")), level);
             Problem {
                 id: format!("{index:05}"),
                 question,
                 gold: Gold::Number(answer.to_string(), answer as f64),
+                level: Some(level),
             }
         };
+        let levels = levels.iter().cycle().take(count);
         Self {
-            all: (0..count).map(one).collect(),
+            all: levels.enumerate().map(one).collect(),
             sha256: None,
         }
+    }
+
+    /// The levels there are, easiest first.
+    pub fn levels(&self) -> Vec<Level> {
+        let levels: BTreeSet<Level> = self.all.iter().filter_map(|problem| problem.level).collect();
+        levels.into_iter().collect()
     }
 
     /// Reads a file of `set`: one JSON object a line, or one list of them.
@@ -301,8 +313,12 @@ mod tests {
 
     #[test]
     fn made_problems_follow_the_seed() {
-        let ids = |seed| Problems::templated(5, seed).all;
-        assert_eq!(ids(1), ids(1));
-        assert_ne!(ids(1), ids(2));
+        let levels = [Level::TAUGHT, Level::LARGEST_NUMBERS];
+        let made = |seed| Problems::templated(5, &levels, seed).all;
+        assert_eq!(made(1), made(1));
+        assert_ne!(made(1), made(2));
+        let dealt: Vec<Option<Level>> = made(1).iter().map(|problem| problem.level).collect();
+        assert_eq!(dealt[..2], levels.map(Some));
+        assert_eq!(dealt[0], dealt[4]);
     }
 }

@@ -4,11 +4,14 @@ use super::engine::default_clusters;
 use crate::bytes::human_bytes;
 use crate::cli::Context;
 use crate::cli::arguments::{ModelArgs, OutputArgs, at_least_one};
+use crate::cli::device;
 use crate::cli::loading::{self, Language};
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::kernels::Device;
 use crate::kernels::cpu::Cpu;
+use crate::kernels::cuda::Gpu;
+use crate::kernels::cuda::kmeans::KMeansOnGpu;
 use crate::manifest::Manifest;
 use crate::model::chat_template::ChatTemplateChoice;
 use crate::model::memory_plan::available_bytes;
@@ -16,9 +19,10 @@ use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::key_tensor;
 use crate::probe::clusters::Clustering;
 use crate::probe::key_space::{Preparation, Rows};
-use crate::probe::kmeans::{self, Distance, KMeans, KMeansConfig};
+use crate::probe::kmeans::{self, Distance, KMeans, KMeansConfig, Place};
 use crate::report::{Cell, Column, Format, Measured, Report, RunDirectory, SampleSink, Table};
 use clap::Args;
+use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -116,13 +120,21 @@ fn needed_bytes(vocab_size: usize, dim: usize, clusters: usize) -> usize {
     4 * (vocab_size * (dim + 4) + 2048 * (clusters + 2 * dim) + clusters * dim * 6)
 }
 
-fn cluster(args: &MeansArgs, mut rows: Rows, config: &KMeansConfig, context: &Context) -> Result<Found> {
+/// `gpu`: where k-means runs, else on the CPU. Keys are prepared on the CPU.
+fn cluster(
+    args: &MeansArgs,
+    mut rows: Rows,
+    config: &KMeansConfig,
+    gpu: Option<&Gpu>,
+    context: &Context,
+) -> Result<Found> {
     let started = Instant::now();
     rows.prepare(&Cpu, preparation(args))?;
     let bar = context
         .printer
         .progress((config.max_iterations * config.restarts) as u64, "k-means");
-    let found = kmeans::fit(&Cpu, &mut rows, config, &mut |iteration, inertia| {
+    let place: &dyn Place = gpu.map_or(&Cpu, |gpu| gpu);
+    let found = kmeans::fit(place, &mut rows, config, &mut |iteration, inertia| {
         bar.advance(1);
         bar.set_message(&format!("k-means, iteration {iteration}, distances {inertia:.4e}"));
         !context.interrupt.is_raised()
@@ -162,7 +174,7 @@ fn distances(keys: &Rows, clustering: &Clustering) -> Vec<Vec<(f64, u32)>> {
         all.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         all
     };
-    clustering.members().iter().map(of).collect()
+    clustering.members().par_iter().map(of).collect()
 }
 
 fn shown(tokenizer: Option<&Tokenizer>, id: u32) -> Result<String> {
@@ -250,6 +262,26 @@ fn summary(found: &Found, tokens: usize, distances: &[Vec<(f64, u32)>]) -> Resul
     Ok(table)
 }
 
+/// Bytes of host memory for the run; refused if it does not fit.
+fn check_memory(args: &ClustersArgs, vocab_size: usize, dim: usize, clusters: usize) -> Result<usize> {
+    let needed = needed_bytes(vocab_size, dim, clusters);
+    match args.model.max_memory.or_else(available_bytes) {
+        Some(available) if available < needed => Err(Error::environment(format!(
+            "clustering {vocab_size} keys of {dim} elements needs {}, but {} are available",
+            human_bytes(needed),
+            human_bytes(available)
+        ))
+        .help("free some memory, or pass `--max-memory` if you know better")),
+        _ => Ok(needed),
+    }
+}
+
+/// Where the run keeps its report, if it does.
+fn open_directory(output: &OutputArgs, settings: &Map<String, Value>) -> Result<Option<RunDirectory>> {
+    let open = |path: &PathBuf| RunDirectory::open_or_resume(path, COMMAND, settings);
+    output.output.as_ref().map(open).transpose()
+}
+
 pub(super) fn run(args: &ClustersArgs, context: &Context) -> Result<Outcome> {
     let means = &args.means;
     let imported = means.import.as_deref().map(Clustering::load).transpose()?;
@@ -263,25 +295,23 @@ pub(super) fn run(args: &ClustersArgs, context: &Context) -> Result<Outcome> {
     }
     let config = means_config(means, vocab_size);
     let dim = located.config.hidden_size;
-    let needed = needed_bytes(vocab_size, dim, config.clusters);
-    if let Some(available) = args.model.max_memory.or_else(available_bytes).filter(|&a| a < needed) {
-        return Err(Error::environment(format!(
-            "clustering {vocab_size} keys of {dim} elements needs {}, but {} are available",
-            human_bytes(needed),
-            human_bytes(available)
-        ))
-        .help("free some memory, or pass `--max-memory` if you know better"));
-    }
+    let needed = check_memory(args, vocab_size, dim, config.clusters)?;
+    let gpu = if imported.is_some() {
+        None
+    } else {
+        let needed = KMeansOnGpu::needed_bytes(vocab_size, dim, config.clusters);
+        args.model.open_for_f32(needed, &context.printer)?
+    };
+    let backend = if gpu.is_some() { "cuda" } else { Cpu.name() };
     if args.output.dry_run {
+        let keys = format!("{vocab_size} of {dim} elements, `{}`", key_tensor(&located.config).name);
         let mut table = Table::new("plan", vec![Column::text("what"), Column::text("value")]);
         for (what, value) in [
             ("model", located.files.reference.clone()),
-            (
-                "keys",
-                format!("{vocab_size} of {dim} elements, `{}`", key_tensor(&located.config).name),
-            ),
+            ("keys", keys),
             ("clusters", config.clusters.to_string()),
             ("memory", human_bytes(needed)),
+            ("device", backend.to_owned()),
         ] {
             table.push(vec![what.into(), value.into()])?;
         }
@@ -293,7 +323,8 @@ pub(super) fn run(args: &ClustersArgs, context: &Context) -> Result<Outcome> {
         "source": located.files.source,
         "random_weights": args.model.random_weights,
         "tokenizer_sha256": tokenizer.map(Tokenizer::hash),
-        "backend": Cpu.name(),
+        "backend": backend,
+        "gpu": gpu.as_ref().map(device::identity).transpose()?,
         "imported": imported.as_ref().map(Clustering::hash),
         "kmeans": imported.is_none().then_some(config),
         "preparation": imported.is_none().then(|| preparation(means)),
@@ -303,17 +334,16 @@ pub(super) fn run(args: &ClustersArgs, context: &Context) -> Result<Outcome> {
         return Err(Error::bug("settings are an object"));
     };
     let mut manifest = Manifest::begin(rayon::current_num_threads());
-    let mut directory = None;
-    if let Some(output) = &args.output.output {
-        directory = Some(RunDirectory::open_or_resume(output, COMMAND, &settings)?);
-    }
-    let found = match imported {
-        Some(clustering) => Found {
+    let mut directory = open_directory(&args.output, &settings)?;
+    let found = if let Some(clustering) = imported {
+        Found {
             clustering,
             means: None,
             seconds: 0.0,
-        },
-        None => cluster(means, Rows::load(&located.config, weights.as_ref())?, &config, context)?,
+        }
+    } else {
+        let rows = Rows::load(&located.config, weights.as_ref())?;
+        cluster(means, rows, &config, gpu.as_ref(), context)?
     };
     // Read once more rather than held twice: at 128,256 x 4096 the keys are 2 GiB.
     let keys = Rows::load(&located.config, weights.as_ref())?;
@@ -323,6 +353,9 @@ pub(super) fn run(args: &ClustersArgs, context: &Context) -> Result<Outcome> {
     }
     manifest.seeds.insert("kmeans".into(), means.seed);
     manifest.data_sha256 = Measured::missing("the keys are the model's");
+    if let Some(gpu) = &gpu {
+        device::record(&mut manifest, gpu);
+    }
     manifest.finish();
     let mut report = Report::new(COMMAND, context.command_line.clone(), settings, manifest);
     let has_token = |id: u32| tokenizer.is_some_and(|tokenizer| tokenizer.id_to_token(id).is_some());
@@ -331,11 +364,11 @@ pub(super) fn run(args: &ClustersArgs, context: &Context) -> Result<Outcome> {
         table(tokenizer, &distances, means.show)?,
         summary(&found, tokens, &distances)?,
     ];
-    let mut details = Map::new();
-    details.insert("seconds".into(), json!(found.seconds));
-    details.insert("repaired".into(), json!(found.means.as_ref().map(|m| m.repaired)));
-    details.insert("ids_sha256".into(), json!(found.clustering.hash()));
-    report.details = Value::Object(details);
+    report.details = json!({
+        "seconds": found.seconds,
+        "repaired": found.means.as_ref().map(|m| m.repaired),
+        "ids_sha256": found.clustering.hash(),
+    });
     if let Some(directory) = &mut directory {
         let row = json!({"sizes": found.clustering.sizes()});
         if !directory.is_done("clusters", "sizes") {

@@ -120,7 +120,7 @@ fn plan(args: &CorrelateArgs, context: &Context) -> Result<Plan> {
     let hash = imported.as_ref().map(Clustering::hash);
     put(
         "clusters",
-        json!({"imported": hash, "k": choice.k, "distance": choice.distance}),
+        json!({"imported": hash, "k": choice.single()?, "distance": choice.distance}),
     );
     Ok(Plan {
         engine,
@@ -179,7 +179,13 @@ fn clusterings(plan: &Plan, args: &CorrelateArgs, context: &Context) -> Result<V
     let keys: Rows = plan.engine.keys()?;
     let seeds = first..first.saturating_add(args.ranking.seeds as u64);
     seeds
-        .map(|seed| Ok((seed, args.clusters.clustering(&plan.engine, &keys, seed, context)?)))
+        .map(|seed| {
+            let count = args.clusters.single()?;
+            Ok((
+                seed,
+                args.clusters.clustering(count, &plan.engine, &keys, seed, context)?,
+            ))
+        })
         .collect()
 }
 

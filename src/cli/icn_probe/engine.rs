@@ -65,6 +65,7 @@ pub(super) struct Engine {
 impl Engine {
     /// Finds the model and plans for completions of `completion_tokens` tokens, at most `batch` at once.
     pub fn plan(args: &EngineArgs, completion_tokens: usize, batch: usize, context: &Context) -> Result<Self> {
+        args.model.check_cpu()?;
         let located = loading::locate(&args.model, true, context)?;
         let Language {
             tokenizer,
@@ -163,9 +164,9 @@ pub(super) struct ClusterChoice {
     /// A clustering of this model: a file of `icn-probe clusters`, or ids as .json, .txt or .pt [default: k-means now]
     #[arg(long, value_name = "FILE")]
     pub clusters: Option<PathBuf>,
-    /// Number of clusters [default: a 125th of the vocabulary to the nearest power of two, at least 128]
-    #[arg(long, value_name = "K", value_parser = at_least_one(), conflicts_with = "clusters")]
-    pub k: Option<usize>,
+    /// Number of clusters, or several for a sweep [default: a 125th of the vocabulary to the nearest power of two, at least 128]
+    #[arg(long, value_delimiter = ',', value_name = "K", value_parser = at_least_one(), conflicts_with = "clusters")]
+    pub k: Vec<usize>,
     /// What k-means minimises
     #[arg(long, value_enum, default_value = "euclidean", conflicts_with = "clusters")]
     pub distance: Distance,
@@ -178,8 +179,27 @@ pub(super) fn default_clusters(vocab_size: usize) -> usize {
 }
 
 impl ClusterChoice {
-    /// Loads or makes the clustering.
-    pub fn clustering(&self, engine: &Engine, keys: &Rows, seed: u64, context: &Context) -> Result<Clustering> {
+    /// The number of clusters for a command that makes no sweep; `None`: the default.
+    pub fn single(&self) -> Result<Option<usize>> {
+        match self.k[..] {
+            [] => Ok(None),
+            [k] => Ok(Some(k)),
+            _ => Err(
+                Error::user("several numbers for `--k` make a sweep, which this command does not do")
+                    .help("pass one number; `icn-probe navigate` sweeps"),
+            ),
+        }
+    }
+
+    /// Loads the clustering, or makes one of `clusters`.
+    pub fn clustering(
+        &self,
+        clusters: Option<usize>,
+        engine: &Engine,
+        keys: &Rows,
+        seed: u64,
+        context: &Context,
+    ) -> Result<Clustering> {
         let vocab_size = engine.located.config.vocab_size;
         if let Some(path) = &self.clusters {
             let clustering = Clustering::load(path)?;
@@ -187,7 +207,7 @@ impl ClusterChoice {
             return Ok(clustering);
         }
         let config = KMeansConfig {
-            clusters: self.k.unwrap_or_else(|| default_clusters(vocab_size)),
+            clusters: clusters.unwrap_or_else(|| default_clusters(vocab_size)),
             distance: self.distance,
             max_iterations: 100,
             tolerance: 1e-4,

@@ -1,7 +1,8 @@
 //! `tokselect icn-probe generate`: sets of texts for open-ended instructions, how diverse and how valid they are.
 
 use super::engine::{Engine, EngineArgs, JudgeArgs, JudgeName};
-use super::navigate::{NavigationArgs, unrelated};
+use super::navigate::unrelated;
+use super::navigation_arguments::NavigationArgs;
 use super::run::{Findings, Run, Verdicts, parsed, print_plan};
 use crate::cli::Context;
 use crate::cli::arguments::OutputArgs;
@@ -77,7 +78,7 @@ struct Plan {
 }
 
 fn plan(args: &GenerateArgs, context: &Context) -> Result<Plan> {
-    let settings = args.navigation.settings()?;
+    let settings = args.navigation.single()?;
     let judge = args.judge.config()?;
     let tasks = args.tasks.tasks()?;
     // Clusters and keys are for short answers; a text is not in the cluster of its first token.

@@ -5,9 +5,11 @@ mod correlate;
 mod engine;
 mod generate;
 mod navigate;
+mod navigation_arguments;
 mod reason;
 mod run;
 mod speed;
+mod sweep;
 
 use super::Context;
 use crate::error::Result;

@@ -1,13 +1,14 @@
 //! `tokselect icn-probe navigate`: many answers to list questions, by several methods.
 
 use super::engine::{ClusterChoice, Engine, EngineArgs, JudgeArgs, QuestionArgs};
+use super::navigation_arguments::NavigationArgs;
 use super::run::{Findings, Run, Verdicts, parsed, print_plan};
+use super::sweep::{self, Arm};
 use crate::cli::Context;
-use crate::cli::arguments::{OutputArgs, Switch, at_least_one};
+use crate::cli::arguments::{OutputArgs, Switch};
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::kernels::cpu::Cpu;
-use crate::model::sampling::SamplingConfig;
 use crate::probe::clusters::Clustering;
 use crate::probe::completion::{Completer, Reading};
 use crate::probe::geometry::{RoundGeometry, measure};
@@ -18,7 +19,7 @@ use crate::probe::navigation_report::{Exploration, report};
 use crate::probe::prompts::Form;
 use crate::probe::scores::{Answer, Scores};
 use crate::random::stream_rng;
-use crate::report::Measured;
+use crate::report::{Measured, Sample};
 use clap::Args;
 use rand::seq::SliceRandom;
 use serde_json::{Map, Value, json};
@@ -58,142 +59,32 @@ pub struct NavigateArgs {
     output: OutputArgs,
 }
 
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Navigation")]
-pub(super) struct NavigationArgs {
-    /// Methods to compare; differences are to the first [default: all]
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "METHODS")]
-    methods: Vec<Method>,
-    /// Queries; after each, what was found counts as explored
-    #[arg(long, default_value_t = 10, value_name = "N", value_parser = at_least_one())]
-    rounds: usize,
-    /// Answers of a round
-    #[arg(long, default_value_t = 10, value_name = "N", value_parser = at_least_one())]
-    step: usize,
-    /// Tokens that an answer may take
-    #[arg(long, default_value_t = 64, value_name = "TOKENS", value_parser = at_least_one())]
-    max_new_tokens: usize,
-    /// Of the method temperature
-    #[arg(long, default_value_t = 1.0, value_name = "T")]
-    temperature: f32,
-    /// Of the method top-p, at temperature 1
-    #[arg(long, default_value_t = 0.9, value_name = "P")]
-    top_p: f32,
-    /// Of the method diverse-beam: logarithm of probability per earlier group with the same token
-    #[arg(long, default_value_t = 0.5, value_name = "X")]
-    beam_penalty: f32,
-    /// Of the method cluster-penalty: logits per explored token of the same cluster
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
-    cluster_penalty: f32,
-    /// Of the method key-projection: share of the query's part in the span of explored keys that is taken away
-    #[arg(long, default_value_t = 1.0, value_name = "SHARE")]
-    projection: f32,
-    /// Measure what the list does to the query, beside an unrelated list
-    #[arg(long, value_enum, default_value = "on")]
-    geometry: Switch,
-    /// Seeds of the random methods, counted up from --seed; the others are asked once
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one())]
-    pub seeds: usize,
-    /// First seed, also of clusters and resampling
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-}
-
 struct Plan {
     engine: Engine,
     questions: Questions,
-    methods: Vec<Method>,
-    settings: Settings,
+    arms: Vec<Arm>,
+    /// One, or those of a sweep.
+    sizes: Vec<Settings>,
     config: Map<String, Value>,
 }
 
-impl NavigationArgs {
-    /// Sizes and strengths, checked.
-    pub fn settings(&self) -> Result<Settings> {
-        settings(self)
-    }
-
-    /// The methods in the order of the command line, each once; all of `known` where none was named.
-    pub fn methods(&self, known: &[Method]) -> Result<Vec<Method>> {
-        if let Some(other) = self.methods.iter().find(|method| !known.contains(method)) {
-            let names: Vec<&str> = known.iter().map(|method| method.name()).collect();
-            return Err(
-                Error::user(format!("`--methods {}` is no method of this command", other.name()))
-                    .help(format!("pass some of: {}", names.join(", "))),
-            );
-        }
-        let asked = if self.methods.is_empty() { known } else { &self.methods };
-        let mut methods = Vec::new();
-        for method in asked {
-            if !methods.contains(method) {
-                methods.push(*method);
-            }
-        }
-        Ok(methods)
-    }
-
-    /// Completions in one pass. The groups of a diverse beam choose one after the other, so all must be there.
-    pub fn batch(&self, methods: &[Method], wanted: usize) -> usize {
-        let answers = self.rounds * self.step;
-        if methods.contains(&Method::DiverseBeam) {
-            answers
-        } else {
-            wanted.min(answers)
-        }
-    }
-
-    /// The seeds that `method` is asked with.
-    pub fn seeds_of(&self, method: Method) -> std::ops::Range<u64> {
-        let count = if method.is_random() { self.seeds as u64 } else { 1 };
-        self.seed..self.seed.saturating_add(count)
-    }
-}
-
-fn settings(args: &NavigationArgs) -> Result<Settings> {
-    for (flag, value) in [
-        ("--beam-penalty", args.beam_penalty),
-        ("--cluster-penalty", args.cluster_penalty),
-        ("--projection", args.projection),
-    ] {
-        if !value.is_finite() || value < 0.0 {
-            return Err(Error::user(format!("`{flag} {value}` is out of range")).help("pass 0 or a positive number"));
-        }
-    }
-    if args.temperature == 0.0 {
-        return Err(Error::user("`--temperature 0` samples the same answer again and again")
-            .help("pass a positive number such as 1"));
-    }
-    let sampling = SamplingConfig {
-        temperature: args.temperature,
-        top_p: Some(args.top_p),
-        ..SamplingConfig::default()
-    };
-    sampling.validate()?;
-    Ok(Settings {
-        rounds: args.rounds,
-        step: args.step,
-        max_new_tokens: args.max_new_tokens,
-        temperature: args.temperature,
-        top_p: args.top_p,
-        beam_penalty: args.beam_penalty,
-        cluster_penalty: args.cluster_penalty,
-        projection: args.projection,
-    })
-}
-
 fn plan(args: &NavigateArgs, context: &Context) -> Result<Plan> {
-    let settings = args.navigation.settings()?;
+    let sizes = args.navigation.sweep()?;
     let judge = args.judge.config()?;
     let questions = args.questions.questions(&QUICK)?;
     let methods = args.navigation.methods(&Method::ALL)?;
+    let arms = sweep::arms(&methods, &args.clusters.k)?;
     let batch = args.navigation.batch(&methods, args.engine.asking.batch);
-    let engine = Engine::plan(&args.engine, settings.max_new_tokens, batch, context)?;
+    let engine = Engine::plan(&args.engine, sizes[0].max_new_tokens, batch, context)?;
     let mut config = engine.config(&args.engine);
     let mut put = |key: &str, value: Value| drop(config.insert(key.to_owned(), value));
     put("questions", questions.all.iter().map(|q| json!(q.id)).collect());
     put("questions_sha256", json!(questions.sha256));
     put("methods", json!(methods));
-    put("settings", json!(settings));
+    match &sizes[..] {
+        [settings] => put("settings", json!(settings)),
+        all => put("sizes", json!(all)),
+    }
     put("geometry", json!(args.navigation.geometry == Switch::On));
     put("seed", json!(args.navigation.seed));
     put("seeds", json!(args.navigation.seeds));
@@ -202,16 +93,22 @@ fn plan(args: &NavigateArgs, context: &Context) -> Result<Plan> {
         let choice = &args.clusters;
         let imported = choice.clusters.as_deref().map(Clustering::load).transpose()?;
         let imported = imported.map(|clustering| clustering.hash());
+        // One number, or none, stands alone, as in runs without a sweep.
+        let k = match choice.k[..] {
+            [] => Value::Null,
+            [k] => json!(k),
+            _ => json!(choice.k),
+        };
         put(
             "clusters",
-            json!({"imported": imported, "k": choice.k, "distance": choice.distance}),
+            json!({"imported": imported, "k": k, "distance": choice.distance}),
         );
     }
     Ok(Plan {
         engine,
         questions,
-        methods,
-        settings,
+        arms,
+        sizes,
         config,
     })
 }
@@ -234,7 +131,6 @@ pub(super) fn unrelated(question: &Question, count: usize, seed: u64) -> Result<
 
 /// What one exploration of a run needs.
 struct Exploring<'a> {
-    plan: &'a Plan,
     explorer: Explorer<'a>,
     keys: Option<&'a Rows>,
 }
@@ -244,14 +140,15 @@ impl Exploring<'_> {
         &self,
         completer: &mut Completer<'_, Cpu>,
         question: &Question,
-        method: Method,
+        arm: &Arm,
         seed: u64,
     ) -> Result<(Vec<Found>, Exploration)> {
+        let method = arm.method;
         // What the method before has left is no merit of this one.
         completer.forget();
         let started = Instant::now();
         let before = completer.cost();
-        let unrelated = unrelated(question, self.plan.settings.answers(), seed)?;
+        let unrelated = unrelated(question, self.explorer.settings.answers(), seed)?;
         let measured = self.keys.filter(|_| method == Method::Icn);
         let openings = self.first_tokens(question)?;
         let mut geometry = Vec::new();
@@ -279,7 +176,7 @@ impl Exploring<'_> {
         cost.read_tokens -= aside;
         let exploration = Exploration {
             question: question.id.clone(),
-            method: method.name().to_owned(),
+            method: arm.name.clone(),
             seed,
             list_size: question.answers.len(),
             first_tokens: openings.len(),
@@ -355,85 +252,91 @@ fn judged(
     Ok(exploration)
 }
 
-/// Explores whatever is not there yet.
-fn explore(plan: &Plan, args: &NavigateArgs, run: &mut Run<'_>, context: &Context) -> Result<()> {
-    let first = args.navigation.seed;
-    let mut open = Vec::new();
-    for question in &plan.questions.all {
-        for &method in &plan.methods {
-            for seed in args.navigation.seeds_of(method) {
-                let id = format!("{}/{seed}", method.name());
-                if !run.sink().is_done(&question.id, &id) {
-                    open.push((question, method, seed, id));
+/// An exploration that is still to be made.
+struct Open<'a> {
+    settings: &'a Settings,
+    question: &'a Question,
+    arm: &'a Arm,
+    seed: u64,
+    id: String,
+}
+
+fn open<'a>(plan: &'a Plan, args: &NavigateArgs, run: &mut Run<'_>) -> Vec<Open<'a>> {
+    let mut all = Vec::new();
+    for settings in &plan.sizes {
+        for question in &plan.questions.all {
+            for arm in &plan.arms {
+                for seed in args.navigation.seeds_of(arm.method) {
+                    let id = format!("{}{}/{seed}", sweep::prefix(&plan.sizes, settings), arm.name);
+                    if !run.sink().is_done(&question.id, &id) {
+                        all.push(Open {
+                            settings,
+                            question,
+                            arm,
+                            seed,
+                            id,
+                        });
+                    }
                 }
             }
         }
     }
+    all
+}
+
+/// Explores whatever is not there yet.
+fn explore(plan: &Plan, args: &NavigateArgs, run: &mut Run<'_>, context: &Context) -> Result<()> {
+    let open = open(plan, args, run);
     if open.is_empty() {
         return Ok(());
     }
     let stopped = || context.interrupt.is_raised();
     let decoder = plan.engine.load(context)?;
-    let needs = |method: Method| plan.methods.contains(&method);
+    let needs = |method: Method| plan.arms.iter().any(|arm| arm.method == method);
     let geometry = args.navigation.geometry == Switch::On && needs(Method::Icn);
     let keys = (geometry || needs(Method::KeyProjection) || needs(Method::ClusterPenalty))
         .then(|| plan.engine.keys())
         .transpose()?;
-    let clusters = match keys.as_ref().filter(|_| needs(Method::ClusterPenalty)) {
-        Some(keys) => Some(args.clusters.clustering(&plan.engine, keys, first, context)?),
-        None => None,
-    };
-    let exploring = Exploring {
-        plan,
-        explorer: Explorer {
-            prompts: plan.engine.prompts(Form::List),
-            tokenizer: &plan.engine.tokenizer,
-            clusters: clusters.as_ref(),
-            keys: keys.as_ref(),
-            settings: plan.settings,
-        },
-        keys: keys.as_ref().filter(|_| geometry),
-    };
+    let mut clusters: Vec<(&str, Clustering)> = Vec::new();
+    for arm in plan.arms.iter().filter(|arm| arm.method == Method::ClusterPenalty) {
+        if let Some(keys) = &keys {
+            let first = args.navigation.seed;
+            let made = args
+                .clusters
+                .clustering(arm.clusters, &plan.engine, keys, first, context)?;
+            clusters.push((&arm.name, made));
+        }
+    }
     let mut completer = plan.engine.completer(&decoder, &stopped)?;
     let judge = args.judge.judge(&plan.engine, &decoder, &stopped)?;
     let mut verdicts = Verdicts::new(judge, run)?;
     let bar = context.printer.progress(open.len() as u64, COMMAND);
-    for (question, method, seed, id) in open {
-        bar.set_message(&format!("{}, {}", question.id, method.name()));
-        let (found, exploration) = exploring.explore(&mut completer, question, method, seed)?;
-        let row = judged(found, exploration, question, &completer, &mut verdicts, run)?;
+    for one in open {
+        bar.set_message(&format!("{}, {}", one.question.id, one.arm.name));
+        let of_arm = clusters.iter().find(|(name, _)| *name == one.arm.name);
+        let exploring = Exploring {
+            explorer: Explorer {
+                prompts: plan.engine.prompts(Form::List),
+                tokenizer: &plan.engine.tokenizer,
+                clusters: of_arm.map(|(_, clustering)| clustering),
+                keys: keys.as_ref(),
+                settings: *one.settings,
+            },
+            keys: keys.as_ref().filter(|_| geometry),
+        };
+        let (found, exploration) = exploring.explore(&mut completer, one.question, one.arm, one.seed)?;
+        let row = judged(found, exploration, one.question, &completer, &mut verdicts, run)?;
         let row = serde_json::to_value(row).map_err(|e| Error::bug(format!("a row as JSON: {e}")))?;
-        run.sink().append(&question.id, &id, row)?;
+        run.sink().append(&one.question.id, &one.id, row)?;
         bar.advance(1);
     }
     Ok(())
 }
 
-pub(super) fn run(args: &NavigateArgs, context: &Context) -> Result<Outcome> {
-    let plan = plan(args, context)?;
-    let names: Vec<String> = plan.methods.iter().map(|method| method.name().to_owned()).collect();
-    if args.output.dry_run {
-        let rows = vec![
-            ("questions", plan.questions.all.len().to_string()),
-            ("methods", names.join(", ")),
-            ("answers of each", plan.settings.answers().to_string()),
-        ];
-        return print_plan(&plan.engine, &plan.config, rows, &args.output, context);
-    }
-    let mut run = Run::open(COMMAND, plan.config.clone(), &args.output, context)?;
-    let outcome = explore(&plan, args, &mut run, context);
-    if let Err(error) = &outcome
-        && error.kind() != crate::error::Kind::Interrupted
-    {
-        return outcome.map(|()| Outcome::Done);
-    }
-    let rows: Vec<Exploration> = run
-        .samples()?
-        .iter()
-        .map(parsed::<Exploration>)
-        .collect::<Result<_>>()?;
-    let mut found = report(&rows, &names, args.navigation.seed)?;
-    let mut findings = Findings {
+/// What a run of one size shows.
+fn findings(rows: &[Exploration], names: &[String], seed: u64) -> Result<Findings> {
+    let mut found = report(rows, names, seed)?;
+    Ok(Findings {
         timing: Some(found.timing),
         aggregates: found.aggregates,
         files: found
@@ -445,6 +348,64 @@ pub(super) fn run(args: &NavigateArgs, context: &Context) -> Result<Outcome> {
         tables: found.tables,
         more: found.more,
         ..Findings::default()
+    })
+}
+
+/// What a sweep shows: the first table of every size in one, differences beside it.
+fn sweep_findings(plan: &Plan, samples: &[Sample], names: &[String], seed: u64) -> Result<Findings> {
+    let (mut means, mut differences, mut aggregates) = (Vec::new(), Vec::new(), Vec::new());
+    for settings in &plan.sizes {
+        let prefix = sweep::prefix(&plan.sizes, settings);
+        let of_size = samples.iter().filter(|sample| sample.id.starts_with(&prefix));
+        let rows: Vec<Exploration> = of_size.map(parsed).collect::<Result<_>>()?;
+        let found = report(&rows, names, seed)?;
+        for table in found.tables {
+            match table.name.as_str() {
+                "methods" => means.push((*settings, table)),
+                "differences" => differences.push((*settings, table)),
+                _ => {}
+            }
+        }
+        aggregates.extend(found.aggregates.into_iter().map(|mut aggregate| {
+            aggregate.name = format!("{prefix}{}", aggregate.name);
+            aggregate
+        }));
+    }
+    Ok(Findings {
+        tables: vec![sweep::table("sweep", means)?],
+        more: vec![sweep::table("sweep_differences", differences)?],
+        aggregates,
+        ..Findings::default()
+    })
+}
+
+pub(super) fn run(args: &NavigateArgs, context: &Context) -> Result<Outcome> {
+    let plan = plan(args, context)?;
+    let names: Vec<String> = plan.arms.iter().map(|arm| arm.name.clone()).collect();
+    if args.output.dry_run {
+        let of = |size: &Settings| format!("{} x {} = {}", size.rounds, size.step, size.answers());
+        let answers: Vec<String> = plan.sizes.iter().map(of).collect();
+        let rows = vec![
+            ("questions", plan.questions.all.len().to_string()),
+            ("methods", names.join(", ")),
+            ("answers of each", answers.join(", ")),
+        ];
+        return print_plan(&plan.engine, &plan.config, rows, &args.output, context);
+    }
+    let mut run = Run::open(COMMAND, plan.config.clone(), &args.output, context)?;
+    let outcome = explore(&plan, args, &mut run, context);
+    if let Err(error) = &outcome
+        && error.kind() != crate::error::Kind::Interrupted
+    {
+        return outcome.map(|()| Outcome::Done);
+    }
+    let samples = run.samples()?;
+    let seed = args.navigation.seed;
+    let mut findings = if plan.sizes.len() == 1 {
+        let rows: Vec<Exploration> = samples.iter().map(parsed).collect::<Result<_>>()?;
+        findings(&rows, &names, seed)?
+    } else {
+        sweep_findings(&plan, &samples, &names, seed)?
     };
     findings.details.insert(
         "interval".into(),

@@ -5,6 +5,7 @@ use super::run::{Findings, Run, parsed, print_plan};
 use crate::cli::Context;
 use crate::cli::arguments::{OutputArgs, at_least_one};
 use crate::error::{Error, Kind, Result};
+use crate::eval::demo_corpus::Level;
 use crate::exit::Outcome;
 use crate::hub::DEMO;
 use crate::model::sampling::SamplingConfig;
@@ -43,6 +44,10 @@ struct ProblemArgs {
     /// Their file: JSONL, or a JSON list; not needed for templated
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
+    /// How hard templated problems are, in turn: 1 as taught to the demo model, 2 to 4 with larger and larger numbers, 5 with a
+    /// step more [default: 1,2,3,4]
+    #[arg(long, value_delimiter = ',', value_name = "LEVELS", value_parser = level)]
+    levels: Vec<Level>,
     /// Ask the first N of them [default: 100 templated ones, all of a file]
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     limit: Option<usize>,
@@ -77,6 +82,11 @@ struct PathArgs {
     seed: u64,
 }
 
+fn level(text: &str) -> std::result::Result<Level, String> {
+    let known = text.parse().ok().and_then(Level::new);
+    known.ok_or_else(|| format!("there are levels {} to {}", Level::TAUGHT, Level::MORE_STEPS))
+}
+
 struct Plan {
     engine: Engine,
     problems: Problems,
@@ -86,9 +96,24 @@ struct Plan {
 }
 
 fn problems(args: &ReasonArgs) -> Result<Problems> {
-    let ProblemArgs { set_name, data, limit } = &args.problems;
+    let ProblemArgs {
+        set_name,
+        data,
+        levels,
+        limit,
+    } = &args.problems;
+    if *set_name != ProblemSet::Templated && !levels.is_empty() {
+        return Err(
+            Error::user("`--levels` is given, but only templated problems have levels").help("leave out `--levels`"),
+        );
+    }
     let mut problems = match (set_name, data) {
-        (ProblemSet::Templated, None) => Problems::templated(limit.unwrap_or(100), args.paths.seed),
+        (ProblemSet::Templated, None) => {
+            let all = [1, 2, 3, 4].map(Level::new);
+            let usual: Vec<Level> = all.into_iter().flatten().collect();
+            let levels = if levels.is_empty() { &usual } else { levels };
+            Problems::templated(limit.unwrap_or(100), levels, args.paths.seed)
+        }
         (ProblemSet::Templated, Some(_)) => {
             return Err(
                 Error::user("`--data` is given, but templated problems are made from the seed")
@@ -142,6 +167,7 @@ fn plan(args: &ReasonArgs, context: &Context) -> Result<Plan> {
     let mut put = |key: &str, value: Value| drop(config.insert(key.to_owned(), value));
     put("set", json!(args.problems.set_name));
     put("problems", json!(problems.all.len()));
+    put("levels", json!(problems.levels()));
     put("data_sha256", json!(problems.sha256));
     put("methods", json!(methods));
     put("settings", json!(settings));
@@ -230,6 +256,34 @@ fn metrics(rows: &[Reasoned]) -> Vec<Metric> {
         .collect()
 }
 
+/// Majority and paths of every level; nothing for problems without levels.
+fn by_level(problems: &Problems, rows: &[Reasoned], methods: &[String], seed: u64) -> Result<Option<Table>> {
+    let mut all: Option<Table> = None;
+    for level in problems.levels() {
+        let of_level: HashSet<&str> = problems
+            .all
+            .iter()
+            .filter(|problem| problem.level == Some(level))
+            .map(|problem| problem.id.as_str())
+            .collect();
+        let here: Vec<Reasoned> = rows
+            .iter()
+            .filter(|row| of_level.contains(row.problem.as_str()))
+            .cloned()
+            .collect();
+        let part = means("levels", methods, &metrics(&here)[..2], seed)?;
+        let all = all.get_or_insert_with(|| {
+            let first = std::iter::once(Column::text("level"));
+            Table::new("levels", first.chain(part.columns.iter().cloned()).collect())
+        });
+        for row in part.rows {
+            let first = Cell::from(level.to_string());
+            all.push(std::iter::once(first).chain(row).collect())?;
+        }
+    }
+    Ok(all)
+}
+
 fn timing(rows: &[Reasoned], methods: &[String]) -> Result<Table> {
     let columns = vec![
         Column::text("method"),
@@ -275,6 +329,7 @@ pub(super) fn run(args: &ReasonArgs, context: &Context) -> Result<Outcome> {
     let metrics = metrics(&rows);
     let seed = args.paths.seed;
     let mut tables = vec![means("methods", &names, &metrics, seed)?];
+    tables.extend(by_level(&plan.problems, &rows, &names, seed)?);
     if let Some(reference) = names.first() {
         tables.push(differences("differences", reference, &names, &metrics[..6], seed)?);
     }

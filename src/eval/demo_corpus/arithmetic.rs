@@ -7,6 +7,7 @@ use super::{Kind, Wish};
 use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
+use std::ops::Range;
 
 /// What follows the question.
 pub const INSTRUCTION: &str = "Please show me some different ways to solve this problem.";
@@ -23,10 +24,89 @@ struct Problem {
     ways: Vec<Vec<String>>,
 }
 
-/// A word problem and its answer, of the kinds that the corpus has.
-pub fn word_problem(rng: &mut ChaCha8Rng) -> (String, i64) {
-    let problem = Problem::any(rng);
+/// How hard a made word problem is for a model that was taught the corpus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Level(u8);
+
+/// How far numbers go beyond those of the corpus, level by level: in sums, and in products (of which the corpus has a
+/// table by heart, so that a little beyond is far beyond).
+const REACH: [(f64, f64); 4] = [(1.0, 1.0), (1.2, 1.1), (1.5, 1.25), (1.9, 1.45)];
+
+impl Level {
+    /// Numbers and kinds of the corpus.
+    pub const TAUGHT: Self = Self(1);
+    /// The hardest level whose problems take as many steps as those of the corpus.
+    pub const LARGEST_NUMBERS: Self = Self(REACH.len() as u8);
+    /// Numbers of the corpus, and a step more than any of its problems takes.
+    pub const MORE_STEPS: Self = Self(REACH.len() as u8 + 1);
+
+    /// Level `number`, 1 to 5; `None` if there is no such level.
+    pub fn new(number: u8) -> Option<Self> {
+        (Self::TAUGHT.0..=Self::MORE_STEPS.0)
+            .contains(&number)
+            .then_some(Self(number))
+    }
+
+    fn reach(self) -> (f64, f64) {
+        REACH.get(usize::from(self.0) - 1).copied().unwrap_or(REACH[0])
+    }
+
+    /// A number for a sum: one of `taught`, or at a higher level one of the upper half of a wider range.
+    fn sum(self, rng: &mut ChaCha8Rng, taught: Range<i64>) -> i64 {
+        draw(rng, taught, self.reach().0)
+    }
+
+    /// The same for a product.
+    fn product(self, rng: &mut ChaCha8Rng, taught: Range<i64>) -> i64 {
+        draw(rng, taught, self.reach().1)
+    }
+}
+
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+fn draw(rng: &mut ChaCha8Rng, taught: Range<i64>, reach: f64) -> i64 {
+    if reach <= 1.0 {
+        return rng.random_range(taught);
+    }
+    let end = (taught.end as f64 * reach).round() as i64;
+    rng.random_range(end / 2..end + 1)
+}
+
+/// A word problem and its answer, of the kinds that the corpus has, as hard as `level` says.
+pub fn word_problem(rng: &mut ChaCha8Rng, level: Level) -> (String, i64) {
+    if level == Level::MORE_STEPS {
+        return three_changes(rng);
+    }
+    let problem = Problem::any(rng, level);
     (problem.question, problem.answer)
+}
+
+/// As [`Problem::more_and_fewer`] with a change more.
+fn three_changes(rng: &mut ChaCha8Rng) -> (String, i64) {
+    let (name, things) = (
+        word(["girl", "boy"].choose(rng).expect("two"), rng),
+        word("plural", rng),
+    );
+    let (start, more, again) = (
+        rng.random_range(3..60),
+        rng.random_range(2..40),
+        rng.random_range(2..40),
+    );
+    let fewer = rng.random_range(1..more);
+    let mut got = ["buys", "finds", "gets"];
+    got.shuffle(rng);
+    let lost = ["gives away", "loses", "sells"].choose(rng).expect("three");
+    let question = format!(
+        "{name} has {start} {things}. {name} {} {more} more and then {lost} {fewer} and then {} {again} more. How many \
+         {things} does {name} have now?",
+        got[0], got[1]
+    );
+    (question, start + more - fewer + again)
 }
 
 /// `a + b = c` or another of the four, worked out.
@@ -41,22 +121,22 @@ fn equation(a: i64, sign: char, b: i64) -> String {
 }
 
 impl Problem {
-    fn any(rng: &mut ChaCha8Rng) -> Self {
+    fn any(rng: &mut ChaCha8Rng, level: Level) -> Self {
         match rng.random_range(0..5) {
-            0 => Self::more_and_fewer(rng),
-            1 => Self::two_people(rng),
-            2 => Self::boxes(rng),
-            3 => Self::shared(rng),
-            _ => Self::price(rng),
+            0 => Self::more_and_fewer(rng, level),
+            1 => Self::two_people(rng, level),
+            2 => Self::boxes(rng, level),
+            3 => Self::shared(rng, level),
+            _ => Self::price(rng, level),
         }
     }
 
-    fn more_and_fewer(rng: &mut ChaCha8Rng) -> Self {
+    fn more_and_fewer(rng: &mut ChaCha8Rng, level: Level) -> Self {
         let (name, things) = (
             word(["girl", "boy"].choose(rng).expect("two"), rng),
             word("plural", rng),
         );
-        let (start, more) = (rng.random_range(3..60), rng.random_range(2..40));
+        let (start, more) = (level.sum(rng, 3..60), level.sum(rng, 2..40));
         let fewer = rng.random_range(1..more);
         let got = ["buys", "finds", "gets"].choose(rng).expect("three");
         let lost = ["gives away", "loses", "sells"].choose(rng).expect("three");
@@ -89,9 +169,9 @@ impl Problem {
         }
     }
 
-    fn two_people(rng: &mut ChaCha8Rng) -> Self {
+    fn two_people(rng: &mut ChaCha8Rng, level: Level) -> Self {
         let (one, other, things) = (word("girl", rng), word("boy", rng), word("plural", rng));
-        let (a, more) = (rng.random_range(2..50), rng.random_range(1..30));
+        let (a, more) = (level.sum(rng, 2..50), level.sum(rng, 1..30));
         Self {
             question: format!(
                 "{one} has {a} {things}. {other} has {more} more {things} than {one}. How many {things} do they have \
@@ -115,12 +195,12 @@ impl Problem {
         }
     }
 
-    fn boxes(rng: &mut ChaCha8Rng) -> Self {
+    fn boxes(rng: &mut ChaCha8Rng, level: Level) -> Self {
         let (job, things) = (word("job", rng), word("plural", rng));
         let (boxes, each, loose) = (
-            rng.random_range(2..10),
-            rng.random_range(2..12),
-            rng.random_range(1..20),
+            level.product(rng, 2..10),
+            level.product(rng, 2..12),
+            level.product(rng, 1..20),
         );
         let sum = vec![each.to_string(); boxes as usize].join(" + ");
         Self {
@@ -149,9 +229,13 @@ impl Problem {
         }
     }
 
-    fn shared(rng: &mut ChaCha8Rng) -> Self {
+    fn shared(rng: &mut ChaCha8Rng, level: Level) -> Self {
         let things = word("plural", rng);
-        let (people, each, fewer) = (rng.random_range(2..10), rng.random_range(4..12), rng.random_range(1..4));
+        let (people, each, fewer) = (
+            level.product(rng, 2..10),
+            level.product(rng, 4..12),
+            rng.random_range(1..4),
+        );
         let all = people * each;
         Self {
             question: format!(
@@ -177,13 +261,13 @@ impl Problem {
         }
     }
 
-    fn price(rng: &mut ChaCha8Rng) -> Self {
+    fn price(rng: &mut ChaCha8Rng, level: Level) -> Self {
         let (name, things) = (
             word(["girl", "boy"].choose(rng).expect("two"), rng),
             word("plural", rng),
         );
-        let (count, price) = (rng.random_range(2..10), rng.random_range(2..10));
-        let paid = count * price + rng.random_range(1..30);
+        let (count, price) = (level.product(rng, 2..10), level.product(rng, 2..10));
+        let paid = count * price + level.product(rng, 1..30);
         Self {
             question: format!(
                 "{name} buys {count} {things} for {price} dollars each and pays with {paid} dollars. How many dollars \
@@ -225,7 +309,7 @@ fn write_step(document: &mut Document, step: &str) {
 
 /// A problem with one to three of its ways and the answer.
 pub(super) fn problem(wish: Wish, rng: &mut ChaCha8Rng) -> Document {
-    let mut problem = Problem::any(rng);
+    let mut problem = Problem::any(rng, Level::TAUGHT);
     problem.ways.shuffle(rng);
     let most = (wish.tokens / 90).clamp(1, problem.ways.len());
     let ways = rng.random_range(1..=most);
@@ -320,8 +404,9 @@ mod tests {
     #[test]
     fn every_equation_holds_and_every_way_ends_in_the_answer() {
         let mut rng = stream_rng(3, "test");
-        for _ in 0..500 {
-            let problem = Problem::any(&mut rng);
+        for round in 0..=255 {
+            let level = Level::new(1 + round % 4).expect("a level");
+            let problem = Problem::any(&mut rng, level);
             for way in &problem.ways {
                 for step in way {
                     let found = equations(step);
@@ -341,6 +426,29 @@ mod tests {
                 "ways begin differently: {:?}",
                 problem.ways
             );
+        }
+    }
+
+    #[test]
+    fn levels_go_beyond_the_numbers_of_the_corpus_and_then_beyond_its_steps() {
+        let numbers = |text: &str| -> Vec<i64> {
+            let words = text.split(|c: char| !c.is_ascii_digit());
+            words.filter_map(|word| word.parse().ok()).collect()
+        };
+        let largest = |level: u8| {
+            let level = Level::new(level).expect("a level");
+            let mut rng = stream_rng(1, "levels");
+            let all = (0..400).flat_map(|_| numbers(&word_problem(&mut rng, level).0));
+            all.max().expect("a number")
+        };
+        let each: Vec<i64> = (1..=4).map(largest).collect();
+        assert!(each.is_sorted_by(|a, b| a < b), "{each:?}");
+        assert!(Level::new(0).is_none() && Level::new(6).is_none());
+        let mut rng = stream_rng(1, "steps");
+        for _ in 0..100 {
+            let (question, answer) = word_problem(&mut rng, Level::MORE_STEPS);
+            let found = numbers(&question);
+            assert_eq!(found[0] + found[1] - found[2] + found[3], answer, "{question}");
         }
     }
 

@@ -22,7 +22,7 @@ mod variable_tracking;
 mod wording;
 mod words;
 
-pub use arithmetic::{FINAL_ANSWER, HEADER, INSTRUCTION, word_problem};
+pub use arithmetic::{FINAL_ANSWER, HEADER, INSTRUCTION, Level, word_problem};
 pub use chat::SPECIAL_TOKENS;
 pub use document::{Document, Weight, estimated_tokens};
 pub use lists::{CATEGORIES, Category, normalised};

@@ -65,6 +65,8 @@ sources! {
     AttendDenseDecode = "attend_dense_decode.cu";
     /// What memory gives.
     Bandwidth = "bandwidth.cu";
+    /// k-means around its products.
+    KMeans = "kmeans.cu";
     /// Gathering, rotation, appending.
     Pack = "pack.cu";
     /// Products of one row.
@@ -92,7 +94,7 @@ impl Source {
     pub fn depends_on_shape(self) -> bool {
         !matches!(
             self,
-            Self::Advance | Self::LinearRow | Self::Pointwise | Self::Sample | Self::Bandwidth
+            Self::Advance | Self::KMeans | Self::LinearRow | Self::Pointwise | Self::Sample | Self::Bandwidth
         )
     }
 

@@ -18,6 +18,15 @@ pub enum Element {
     F16,
 }
 
+/// Type of both operands of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Operands {
+    /// As the device stores weights and activations.
+    Stored(Element),
+    /// Single precision, multiplied as such: no operand is rounded to fewer digits on the way.
+    Single,
+}
+
 /// Where the product goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Output {
@@ -34,7 +43,7 @@ struct Shape {
     rows: usize,
     inputs: usize,
     outputs: usize,
-    element: Element,
+    operands: Operands,
     output: Output,
     bias: bool,
 }
@@ -85,7 +94,7 @@ pub(super) struct Product<'a> {
     pub w: &'a Memory,
     pub inputs: usize,
     pub outputs: usize,
-    pub element: Element,
+    pub operands: Operands,
     /// Elements, `[outputs]`; only with [`Output::Elements`].
     pub bias: Option<&'a Memory>,
     pub out: Argument,
@@ -124,7 +133,7 @@ impl Gemm {
             rows: product.rows,
             inputs: product.inputs,
             outputs: product.outputs,
-            element: product.element,
+            operands: product.operands,
             output: product.output,
             bias: product.bias.is_some(),
         };
@@ -177,11 +186,12 @@ impl Gemm {
 /// cuBLAS counts in columns: `out^T[outputs x rows] = w[outputs x inputs] x^T`, with w stored as its transpose.
 fn plan(handle: sys::cublasLtHandle_t, shape: &Shape) -> Result<Plan, lt::CublasError> {
     use sys::cublasLtMatmulDescAttributes_t as Attribute;
-    let element = match shape.element {
-        Element::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
-        Element::F16 => sys::cudaDataType_t::CUDA_R_16F,
-    };
     let single = sys::cudaDataType_t::CUDA_R_32F;
+    let element = match shape.operands {
+        Operands::Stored(Element::Bf16) => sys::cudaDataType_t::CUDA_R_16BF,
+        Operands::Stored(Element::F16) => sys::cudaDataType_t::CUDA_R_16F,
+        Operands::Single => single,
+    };
     let out_type = if shape.output == Output::Elements {
         element
     } else {

@@ -14,6 +14,7 @@ pub mod compile;
 mod dense_ops;
 pub mod driver;
 mod gemm;
+pub mod kmeans;
 mod sample;
 pub mod select;
 pub mod step;
@@ -26,7 +27,7 @@ use super::{AttentionShape, Choice, Device, Norm, QkvPart, RowSource};
 use crate::error::Result;
 use dense_ops::{DenseOps, NormRow};
 use driver::Graph;
-use gemm::{Output, Product};
+use gemm::{Operands, Output, Product};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -335,7 +336,7 @@ impl Device for Cuda {
             w: &w.memory,
             inputs: w.cols,
             outputs: w.rows,
-            element: self.element,
+            operands: Operands::Stored(self.element),
             bias: bias.filter(|_| output == Output::Elements),
             out: out.memory.start(),
             output,

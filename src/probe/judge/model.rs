@@ -27,6 +27,18 @@ fn beginning<B: Backend>(completer: &Completer<'_, B>, word: &str) -> Vec<u32> {
         .collect()
 }
 
+/// Whether the ids `yes` are more likely together than the ids `no`; `None` if the logits do not say.
+fn prefers(logits: &[f32], yes: &[u32], no: &[u32]) -> Option<bool> {
+    // Of each set its largest logit and the rest beside it, so that no set vanishes beside a far larger logit.
+    let log_mass = |ids: &[u32]| {
+        let of = |&id: &u32| f64::from(logits[id as usize]);
+        let most = ids.iter().map(of).fold(f64::NEG_INFINITY, f64::max);
+        most + ids.iter().map(|id| (of(id) - most).exp()).sum::<f64>().ln()
+    };
+    let (yes, no) = (log_mass(yes), log_mass(no));
+    (yes.is_finite() && no.is_finite()).then_some(yes > no)
+}
+
 impl<'m, B: Backend> ModelJudge<'m, B> {
     /// Judges by the model of `completer`, asked through the template of `encoder` if it has one.
     pub fn new(completer: Completer<'m, B>, encoder: PromptEncoder<'m>) -> Result<Self> {
@@ -54,11 +66,37 @@ impl<B: Backend> Judge for ModelJudge<'_, B> {
             None => self.encoder.plain(&format!("{asked}\n\nAnswer:"))?,
         };
         let logits = self.completer.read(&prompt.ids)?.logits;
-        let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mass = |ids: &[u32]| -> f64 { ids.iter().map(|&id| f64::from(logits[id as usize] - most).exp()).sum() };
+        let correct = prefers(&logits, &self.yes, &self.no).ok_or_else(|| {
+            Error::environment(format!(
+                "the model gives no numbers when it is asked whether `{answer}` is right: its logits of yes and no are not \
+                 finite"
+            ))
+            .help("check the model's weights, or pass `--judge list` or `--judge-command`")
+        })?;
         Ok(Verdict {
-            correct: mass(&self.yes) > mass(&self.no),
+            correct,
             member: question.find(answer).map(|at| question.answers[at].clone()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_likelier_word_wins_over_all_its_spellings() {
+        // Two spellings of yes at 1.0 together weigh 2e, one of no at 1.5 weighs 1.65e.
+        assert_eq!(prefers(&[1.0, 1.0, 1.5], &[0, 1], &[2]), Some(true));
+        assert_eq!(prefers(&[1.0, 0.9, 1.9], &[0], &[2]), Some(false));
+        // Equal is not yes.
+        assert_eq!(prefers(&[2.0, 2.0], &[0], &[1]), Some(false));
+        // Far below another token, where a plain exponential would be 0 for both.
+        assert_eq!(prefers(&[5000.0, -10.0, -11.0], &[1], &[2]), Some(true));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert_eq!(prefers(&[bad, 1.0], &[0], &[1]), None, "{bad}");
+        }
+        // One spelling that cannot come does not matter.
+        assert_eq!(prefers(&[f32::NEG_INFINITY, 3.0, 1.0], &[0, 1], &[2]), Some(true));
     }
 }

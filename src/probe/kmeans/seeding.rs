@@ -6,30 +6,64 @@
 //! candidate's distance to the centres since then only. So centres are drawn a batch at a time, and one product of all keys
 //! with the batch brings D^2 up to date.
 
-use super::assign;
-use crate::kernels::Backend;
+use super::Steps;
+use crate::error::Result;
 use crate::probe::key_space::Rows;
 use crate::random::stream_rng;
 use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 /// Centres per product.
 const BATCH: usize = 32;
 /// Draws per batch at most: where most are refused, D^2 has changed and should be brought up to date.
 const DRAWS: usize = 4 * BATCH;
 
+/// Keys that draw their times together.
+const RACE_BLOCK: usize = 8192;
+
 fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(x, y)| f64::from(x - y).powi(2)).sum()
 }
 
+/// A key drawn with probability proportional to its weight: each waits for an exponential time of that rate, and the first
+/// wins. So a rounding error in the weights, which differ between devices, decides only where two keys come within it; in a
+/// running sum over all keys it would shift every key behind.
+fn race(weights: &[f32], rng: &mut ChaCha8Rng) -> usize {
+    let start = rng.get_word_pos();
+    let part = |(at, weights): (usize, &[f32])| {
+        let first = at * RACE_BLOCK;
+        let mut rng = rng.clone();
+        rng.set_word_pos(start + 2 * first as u128);
+        let mut best = (f64::INFINITY, first);
+        for (key, &weight) in (first..).zip(weights) {
+            // Drawn for every key, so that all find the same numbers whatever the weights.
+            let share: f64 = rng.random();
+            let weight = f64::from(weight);
+            // -ln(1 - x) is at least x: most keys need no logarithm.
+            if weight > 0.0 && share / weight < best.0 {
+                let wait = -(-share).ln_1p() / weight;
+                if wait < best.0 {
+                    best = (wait, key);
+                }
+            }
+        }
+        best
+    };
+    let parts: Vec<(f64, usize)> = weights.par_chunks(RACE_BLOCK).enumerate().map(part).collect();
+    rng.set_word_pos(start + 2 * weights.len() as u128);
+    let earlier = |a: &(f64, usize), b: &(f64, usize)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
+    parts.into_iter().min_by(earlier).map_or(0, |(_, key)| key)
+}
+
 /// Rows that serve as first centres, in the order of their drawing.
-pub(super) fn plus_plus<B: Backend>(
-    backend: &B,
+pub(super) fn plus_plus(
+    keys: &mut dyn Steps,
     rows: &Rows,
-    norms: &[f32],
     clusters: usize,
     seed: u64,
     restart: usize,
-) -> Vec<usize> {
+) -> Result<Vec<usize>> {
     let mut rng = stream_rng(seed, &format!("kmeans/{restart}"));
     let count = rows.count();
     // u32, because usize would draw other numbers on other machines.
@@ -37,34 +71,25 @@ pub(super) fn plus_plus<B: Backend>(
     let mut pending = chosen.clone();
     let mut nearest = vec![f32::INFINITY; count];
     loop {
-        let centres: Vec<f32> = pending.iter().flat_map(|&row| rows.row(row)).copied().collect();
-        let (_, distances) = assign(backend, rows, norms, &centres);
+        keys.set_centres(rows.pick(&pending))?;
+        let distances = keys.assign()?.distances;
         nearest.iter_mut().zip(&distances).for_each(|(n, d)| *n = n.min(*d));
         // A centre is at distance 0, whatever the product's rounding says.
         for &row in &chosen {
             nearest[row] = 0.0;
         }
         if chosen.len() == clusters {
-            return chosen;
+            return Ok(chosen);
         }
-        let mut total = 0.0;
-        let cumulative: Vec<f64> = nearest
-            .iter()
-            .map(|&d| {
-                total += f64::from(d);
-                total
-            })
-            .collect();
         pending.clear();
-        if total <= 0.0 {
+        if nearest.iter().all(|&d| d <= 0.0) {
             // Every key lies on a centre: fewer distinct keys than clusters. The rest are the lowest ids left.
             let rest: Vec<usize> = (0..count).filter(|row| !chosen.contains(row)).collect();
             chosen.extend(&rest[..clusters - chosen.len()]);
-            return chosen;
+            return Ok(chosen);
         }
         for _ in 0..DRAWS {
-            let target = rng.random::<f64>() * total;
-            let row = cumulative.partition_point(|&sum| sum <= target).min(count - 1);
+            let row = race(&nearest, &mut rng);
             let then = f64::from(nearest[row]);
             let since = pending
                 .iter()
@@ -91,7 +116,13 @@ pub(super) fn plus_plus<B: Backend>(
 mod tests {
     use super::*;
     use crate::kernels::cpu::Cpu;
-    use crate::probe::kmeans::squared_norms;
+    use crate::probe::kmeans::{Place, squared_norms};
+
+    fn drawn(rows: &Rows, clusters: usize, seed: u64) -> Vec<usize> {
+        let norms = squared_norms(&rows.data, rows.dim);
+        let mut keys = Cpu.hold(rows, &norms, clusters).expect("room");
+        plus_plus(keys.as_mut(), rows, clusters, seed, 0).expect("draws")
+    }
 
     #[test]
     fn batches_draw_as_one_centre_at_a_time_would() {
@@ -101,11 +132,10 @@ mod tests {
             data: places.to_vec(),
             dim: 1,
         };
-        let norms = squared_norms(&rows);
         let mut pairs = [[0.0f64; 4]; 4];
         let trials = 8000;
         for seed in 0..trials {
-            let chosen = plus_plus(&Cpu, &rows, &norms, 2, seed, 0);
+            let chosen = drawn(&rows, 2, seed);
             pairs[chosen[0]][chosen[1]] += 1.0 / trials as f64;
         }
         for (first, row) in pairs.iter().enumerate() {
@@ -126,10 +156,9 @@ mod tests {
             data: vec![0.0, 1.0, 3.0, 10.0],
             dim: 1,
         };
-        let norms = squared_norms(&rows);
         let (mut all, mut ones) = (0.0, 0.0);
         for seed in 0..20_000 {
-            let chosen = plus_plus(&Cpu, &rows, &norms, 3, seed, 0);
+            let chosen = drawn(&rows, 3, seed);
             if chosen[..2] == [0, 3] {
                 all += 1.0;
                 ones += f64::from(u8::from(chosen[2] == 1));
@@ -139,12 +168,40 @@ mod tests {
     }
 
     #[test]
+    fn a_race_is_won_in_proportion_to_the_weights_across_blocks() {
+        // Four keys with weights 1 to 4 in three blocks, the others 0.
+        let places = [0, 5, RACE_BLOCK + 1, 2 * RACE_BLOCK + 7];
+        let mut weights = vec![0.0f32; 2 * RACE_BLOCK + 9];
+        for (weight, &place) in (1u8..).zip(&places) {
+            weights[place] = f32::from(weight);
+        }
+        let mut rng = stream_rng(0, "race");
+        let mut wins = [0.0; 4];
+        for _ in 0..4000 {
+            let winner = race(&weights, &mut rng);
+            let place = places.iter().position(|&p| p == winner).expect("a key with a weight");
+            wins[place] += 1.0 / 4000.0;
+        }
+        for (weight, share) in (1u8..).zip(wins) {
+            // Four standard errors.
+            assert!((share - f64::from(weight) / 10.0).abs() < 0.032, "{wins:?}");
+        }
+        // A change in the last digit of all weights changes no draw.
+        let near: Vec<f32> = weights.iter().map(|w| w * 1.000_000_1).collect();
+        let draws = |weights: &[f32]| -> Vec<usize> {
+            let mut rng = stream_rng(1, "race");
+            (0..50).map(|_| race(weights, &mut rng)).collect()
+        };
+        assert_eq!(draws(&weights), draws(&near));
+    }
+
+    #[test]
     fn fewer_distinct_keys_than_clusters_end() {
         let rows = Rows {
             data: vec![2.0; 6],
             dim: 1,
         };
-        let chosen = plus_plus(&Cpu, &rows, &squared_norms(&rows), 4, 0, 0);
+        let chosen = drawn(&rows, 4, 0);
         let mut sorted = chosen.clone();
         sorted.sort_unstable();
         sorted.dedup();

@@ -95,8 +95,11 @@ fn equal_distances_go_to_the_lower_cluster_and_equal_seeds_to_equal_bytes() {
         max_iterations: 1,
         ..config(2)
     };
-    let (labels, _) = assign(&Cpu, &line, &squared_norms(&line), &start);
-    assert_eq!(labels, [0, 0, 1]);
+    let norms = squared_norms(&line.data, 1);
+    let mut keys = Cpu.hold(&line, &norms, 2).expect("room");
+    keys.set_centres(start.clone()).expect("fit");
+    assert_eq!(keys.assign().expect("runs").labels, [0, 0, 1]);
+    drop(keys);
     let found = fit_from(&Cpu, &mut line, start, &one, &mut |_, _| true).expect("runs");
     assert_eq!((found.iterations, found.converged), (1, false));
     each_case(|_, rows, clusters| {
@@ -138,6 +141,23 @@ fn cosines_do_not_see_lengths() {
     }
     // The padding row is at cosine 0 from everything: distance 1. The six others lie on their centres.
     assert!((found.inertia - 1.0).abs() < 1e-6, "{}", found.inertia);
+}
+
+#[test]
+fn start_centres_are_brought_to_unit_length_for_cosines() {
+    // The long centre is at 45 degrees from the key, the short one on it.
+    let mut rows = Rows {
+        data: vec![1.0, 0.0, 0.9, 0.1, 0.0, 1.0],
+        dim: 2,
+    };
+    let settings = KMeansConfig {
+        distance: Distance::Cosine,
+        max_iterations: 0,
+        ..config(2)
+    };
+    let found = fit_from(&Cpu, &mut rows, vec![9.0, 9.0, 0.1, 0.0], &settings, &mut |_, _| true).expect("runs");
+    assert_eq!(found.labels, [1, 1, 0]);
+    assert!(found.inertia < 0.4, "{}", found.inertia);
 }
 
 #[test]

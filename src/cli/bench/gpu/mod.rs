@@ -9,14 +9,13 @@ use crate::bench::gpu::attention::Settings;
 use crate::bench::gpu::{SpeedSample, Watch, check_table, paper, verdict};
 use crate::cli::Context;
 use crate::cli::arguments::{Dtype, OutputArgs};
-use crate::cli::device::{gpu_element, open_named};
+use crate::cli::device::{self, gpu_element, open_named};
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
-use crate::kernels::cuda::compile::{nvrtc_version, sources_sha256};
 use crate::kernels::cuda::{Cuda, Element};
-use crate::manifest::{Accelerator, Manifest, config_hash};
+use crate::manifest::{Manifest, config_hash};
 use crate::report::speed::{Peers, SpeedRow, speed_table};
-use crate::report::{Aggregate, Format, Measured, MemorySink, Report, RunDirectory, SampleSink, Table};
+use crate::report::{Aggregate, Format, MemorySink, Report, RunDirectory, SampleSink, Table};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -88,47 +87,11 @@ pub(super) struct Found {
     pub rivals: bool,
 }
 
-/// Names of GPU, driver and kernels, for the configuration: a run of others is another run.
+/// [`device::identity`] with the type that the GPU stores.
 pub(super) fn identity(device: &Cuda) -> Result<Value> {
-    let properties = device.gpu().properties();
-    let (major, minor) = nvrtc_version()?;
-    Ok(json!({
-        "name": properties.name,
-        "architecture": properties.architecture(),
-        "driver_cuda": format!("{}.{}", properties.driver_version / 1000, properties.driver_version % 1000 / 10),
-        "nvrtc": format!("{major}.{minor}"),
-        "kernels_sha256": sources_sha256(),
-        "dtype": device.element().name(),
-    }))
-}
-
-fn record(manifest: &mut Manifest, device: &Cuda) {
-    let properties = device.gpu().properties();
-    let (major, minor) = (properties.compute_capability / 10, properties.compute_capability % 10);
-    manifest.kernels_sha256 = Measured::Value(sources_sha256());
-    manifest.device.accelerators = vec![Accelerator {
-        name: properties.name.clone(),
-        memory_total_bytes: Measured::Value(properties.memory_bytes as u64),
-        driver: driver_version(),
-        compute_capability: Measured::Value(format!("{major}.{minor}")),
-    }];
-}
-
-/// The driver's own version, beside the CUDA version that it speaks.
-fn driver_version() -> Measured<String> {
-    const FILE: &str = "/proc/driver/nvidia/version";
-    let text = match std::fs::read_to_string(FILE) {
-        Ok(text) => text,
-        Err(error) => return Measured::missing(format!("{FILE}: {error}")),
-    };
-    let version = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.');
-    text.lines()
-        .next()
-        .and_then(|line| line.split_whitespace().find(version))
-        .map_or_else(
-            || Measured::missing(format!("{FILE} has no version")),
-            |word| Measured::Value(word.to_owned()),
-        )
+    let mut identity = device::identity(device.gpu())?;
+    identity["dtype"] = json!(device.element().name());
+    Ok(identity)
 }
 
 impl<'a> Run<'a> {
@@ -202,7 +165,7 @@ impl Run<'_> {
             rivals,
         } = found(&samples)?;
 
-        record(&mut self.manifest, device);
+        device::record(&mut self.manifest, device.gpu());
         self.manifest.finish();
         let mut report = Report::new(
             self.command,

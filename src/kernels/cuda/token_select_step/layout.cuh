@@ -301,12 +301,6 @@ constexpr int UNIT = CHUNKS <= 2 ? 4 / larger(CHUNKS, 1) : 1;  // tiles of one b
 constexpr int USED_RING = 0;
 #endif
 
-#ifdef KEYS8
-constexpr int SCALES_AHEAD = 4;   // tiles whose scales a warp has asked for: memory takes longer than a tile does
-#else
-constexpr int SCALES_AHEAD = 1;
-#endif
-
 // Votes are made exact 16 tokens of one KV head at a time, twice buffered, by as many warps as there is room for; so many
 // tokens' shares of all KV heads are kept until they are added up, in the place of a histogram.
 constexpr int EXACT_STEP = TILE * D * 2;

@@ -284,45 +284,40 @@ DEVICE float score(const StepArgs& a, u8* shared, const Slice& s, const Scratch&
 #if RING
                 Batch b;
 #ifdef KEYS8
-                float scale[SCALES_AHEAD][2];
-                auto load_scales = [&](float (&to)[2], int unit) {
+                float scale[2];
+                auto load_scales = [&](int unit) {
 #pragma unroll
                     for (int half = 0; half < 2; half++) {
                         int at = (tile_lane + unit * TILE_LANES) * TILE + half * 8 + g;
-                        to[half] = __ldg(a.scales8 + (i64)(s.lo + min(at, s.count - 1)) * KV_HEADS + kv);
+                        scale[half] = __ldg(a.scales8 + (i64)(s.lo + min(at, s.count - 1)) * KV_HEADS + kv);
                     }
                 };
-#pragma unroll
-                for (int i = 0; i < SCALES_AHEAD; i++) load_scales(scale[i], i);
+                load_scales(0);
 #endif
-                for (int first = 0; first < units; first += SCALES_AHEAD) {
+                for (int unit = 0; unit < units; unit++) {
+                    int slot = unit % SLOTS;
+                    barrier_wait(slot_barrier(shared, 0, tile_lane, slot), unit / SLOTS & 1);
+                    const u8* from = shared + AT_REGION + (tile_lane * SLOTS + slot) * SLOT + (g * KV_HEADS + kv) * (D * KEY_BYTES) + t * 16;
 #pragma unroll
-                    for (int ahead = 0; ahead < SCALES_AHEAD; ahead++) {
-                        int unit = first + ahead, slot = unit % SLOTS;
-                        if (unit >= units) break;
-                        barrier_wait(slot_barrier(shared, 0, tile_lane, slot), unit / SLOTS & 1);
-                        const u8* from = shared + AT_REGION + (tile_lane * SLOTS + slot) * SLOT + (g * KV_HEADS + kv) * (D * KEY_BYTES) + t * 16;
+                    for (int half = 0; half < 2; half++)
 #pragma unroll
-                        for (int half = 0; half < 2; half++)
-#pragma unroll
-                            for (int k = 0; k < CHUNKS; k++)
-                                b.key[0][half][k] = *(const uint4*)(from + half * (8 * KV_HEADS * D * KEY_BYTES) + k * 64);
+                        for (int k = 0; k < CHUNKS; k++)
+                            b.key[0][half][k] = *(const uint4*)(from + half * (8 * KV_HEADS * D * KEY_BYTES) + k * 64);
 #ifdef KEYS8
-                        b.scale[0][0] = scale[ahead][0], b.scale[0][1] = scale[ahead][1];
-                        largest_scale = fmaxf(largest_scale, fmaxf(b.scale[0][0], b.scale[0][1]));
-                        load_scales(scale[ahead], unit + SCALES_AHEAD);
+                    b.scale[0][0] = scale[0], b.scale[0][1] = scale[1];
+                    largest_scale = fmaxf(largest_scale, fmaxf(scale[0], scale[1]));
+                    load_scales(unit + 1);
 #endif
-                        __syncwarp();
-                        if (lane == 0) barrier_arrive(slot_barrier(shared, 1, tile_lane, slot));
-                        float c[UNIT][COLUMNS][4];
-                        multiply(b, c);
-                        finish(c, unit);
-                        if (kv == 0 && lane == 0 && unit + SLOTS < units) {
-                            barrier_wait(slot_barrier(shared, 1, tile_lane, slot), unit / SLOTS & 1);
-                            fill_slot(a, shared, s, tile_lane, unit + SLOTS, policy);
-                        }
-                        __syncwarp();
+                    __syncwarp();
+                    if (lane == 0) barrier_arrive(slot_barrier(shared, 1, tile_lane, slot));
+                    float c[UNIT][COLUMNS][4];
+                    multiply(b, c);
+                    finish(c, unit);
+                    if (kv == 0 && lane == 0 && unit + SLOTS < units) {
+                        barrier_wait(slot_barrier(shared, 1, tile_lane, slot), unit / SLOTS & 1);
+                        fill_slot(a, shared, s, tile_lane, unit + SLOTS, policy);
                     }
+                    __syncwarp();
                 }
 #else
                 Batch batch[STAGES];
