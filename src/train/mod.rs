@@ -17,6 +17,7 @@ pub mod checkpoint;
 pub mod comparison;
 pub mod cross_entropy;
 pub mod dropout;
+pub mod engine;
 pub mod generate;
 pub mod layer_norm;
 pub mod linear;

@@ -22,6 +22,9 @@ pub const DEFINES_VARIABLE: &str = "TOKSELECT_KERNEL_DEFINES";
 /// Put before every source.
 const COMMON: &str = include_str!("common.cuh");
 
+/// Put after it before sources of training.
+const TRAIN: &str = include_str!("train.cuh");
+
 macro_rules! sources {
     ($($(#[$doc:meta])* $variant:ident = $file:literal),* $(,)?) => {
         /// A kernel file of this folder.
@@ -69,6 +72,10 @@ sources! {
     TokenSelectStep = "token_select_step.cu",
     /// 8-bit copy of the keys.
     QuantizeKeys = "quantize_keys.cu",
+    /// Attention of training.
+    TrainAttention = "train_attention.cu",
+    /// The rest of a training step.
+    TrainRows = "train_rows.cu",
 }
 
 impl Source {
@@ -80,20 +87,26 @@ impl Source {
         )
     }
 
-    /// Common part and file; the log of the compiler counts lines from the file's first.
+    /// Whether the file is of training, and compiled for a [`super::training::Compiled`].
+    pub fn is_of_training(self) -> bool {
+        matches!(self, Self::TrainAttention | Self::TrainRows)
+    }
+
+    /// Common parts and file; the log of the compiler counts lines from the file's first.
     pub fn full_text(self) -> String {
-        let (common, text) = match std::env::var_os(SOURCES_VARIABLE) {
+        let (common, train, text) = match std::env::var_os(SOURCES_VARIABLE) {
             Some(folder) => {
                 // Whoever sets the variable works on the kernels: a missing file should be seen at once.
                 let read = |file: &str| {
                     let path = Path::new(&folder).join(file);
                     std::fs::read_to_string(&path).unwrap_or_else(|e| format!("#error {}: {e}", path.display()))
                 };
-                (read("common.cuh"), read(self.file()))
+                (read("common.cuh"), read("train.cuh"), read(self.file()))
             }
-            None => (COMMON.to_owned(), self.text().to_owned()),
+            None => (COMMON.to_owned(), TRAIN.to_owned(), self.text().to_owned()),
         };
-        format!("{common}\n#line 1 \"{}\"\n{text}", self.file())
+        let train = if self.is_of_training() { train } else { String::new() };
+        format!("{common}\n{train}\n#line 1 \"{}\"\n{text}", self.file())
     }
 }
 

@@ -16,6 +16,7 @@ pub mod driver;
 mod gemm;
 pub mod select;
 pub mod step;
+pub mod training;
 
 pub use driver::{Argument, Gpu, Memory};
 pub use gemm::Element;
