@@ -45,10 +45,11 @@ def train(a, attention, device, dtype, folder):
 
 
 def killed(a, attention, dtype, folder):
-    """Kills the run some steps after a checkpoint, then lets it finish."""
+    """Kills the run some steps after its first checkpoint, then lets it finish."""
     process = subprocess.Popen(command(a, attention, a.device, dtype, folder), stdout=subprocess.DEVNULL)
-    while process.poll() is None and len(lines(folder, attention)) < a.steps // 2 + 4:
-        time.sleep(0.001)
+    path = folder / f"{attention}-seed-0" / "metrics.jsonl"
+    while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 14):
+        time.sleep(0.0005)
     was_running = process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()

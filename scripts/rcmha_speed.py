@@ -4,8 +4,8 @@
     rcmha_speed.py --binary target/release/tokselect --python python3 --threads 2 --turns 3 --out speed.json
 
 With `--device cuda` both train on the GPU, in f32 (without TF32) and in bf16 (PyTorch by autocast) by `--dtype f32,bf16`.
-Each turn trains both for a few steps; speeds are tokens a second of each one's median training step. Prints a table; `--out` keeps
-every turn.
+Each turn trains both for a few steps; speeds are tokens a second of each one's median training step. Prints a table; `--out`
+keeps every turn.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import pathlib
 import statistics
 import subprocess
+import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -66,6 +67,7 @@ def main():
                 turns.append({"turn": turn, "attention": attention, "dtype": dtype, "tokselect": speed,
                               "pytorch": reference["tokens_per_s"], "tokselect_bytes": kept,
                               "pytorch_peak_bytes": reference.get("peak_bytes")})
+                print(f"{attention} {dtype}: {speed:.0f} and {reference['tokens_per_s']:.0f}", file=sys.stderr, flush=True)
     print("| attention | dtype | tokselect tokens/s | PyTorch tokens/s | ratio (median of turns) |")
     print("|---|---|---:|---:|---:|")
     for attention in a.attention.split(","):

@@ -230,7 +230,7 @@ impl Training {
         4 * splits * diagonals * sizes.heads * 2 * self.tile_rows() * (sizes.head_dim + 1)
     }
 
-    fn operands(&self, x: &Operands<'_>) -> Argument {
+    fn operands(x: &Operands<'_>) -> Argument {
         let sizes = &x.sizes;
         Structure::default()
             .span(Some(x.query))
@@ -286,7 +286,7 @@ impl Training {
             self.launch(
                 &self.attention.attend,
                 self.attention_launch(tiles, sizes, 0),
-                &[self.operands(x), out.argument(), log_sums.argument()],
+                &[Self::operands(x), out.argument(), log_sums.argument()],
                 &needs,
             );
         }
@@ -313,7 +313,7 @@ impl Training {
                 (relative.scratch, self.table_scratch_bytes(sizes)),
             ]);
         }
-        let operands = self.operands(x);
+        let operands = Self::operands(x);
         let backward = Structure::default()
             .span(Some(y.d_out))
             .span(Some(y.log_sums))

@@ -70,7 +70,7 @@ impl<'a> From<&'a Memory> for Span<'a> {
     }
 }
 
-impl<'a> Span<'a> {
+impl Span<'_> {
     /// What lies from byte `offset` on; nothing past the end.
     #[must_use]
     pub fn after(self, offset: usize) -> Self {
