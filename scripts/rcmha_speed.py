@@ -3,8 +3,9 @@
 
     rcmha_speed.py --binary target/release/tokselect --python python3 --threads 2 --turns 3 --out speed.json
 
-Each turn trains both for a few steps; speeds are tokens a second over training steps alone. Prints a table; `--out` keeps
-every turn.
+With `--device cuda` both train on the GPU, in f32 (without TF32) and in bf16 (PyTorch by autocast) by `--dtype f32,bf16`.
+Each turn trains both for a few steps; speeds are tokens a second of each one's median training step. Prints a table; `--out`
+keeps every turn.
 """
 
 import argparse
@@ -12,28 +13,31 @@ import json
 import pathlib
 import statistics
 import subprocess
+import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 
 
-def ours(a, attention):
+def ours(a, attention, dtype):
     sizes = [("layers", a.layers), ("d-model", a.d_model), ("heads", a.heads), ("d-ffn", a.d_ffn),
              ("segment", a.segment), ("memory", a.memory), ("batch", a.batch), ("steps", a.steps)]
     flags = [text for name, value in sizes for text in (f"--{name}", str(value))]
     command = [a.binary, "rcmha-train", "--attention", attention, "--unit", "byte", "--eval-parts", "100",
-               "--threads", str(a.threads), "--quiet", "--format", "json", *flags]
+               "--threads", str(a.threads), "--device", a.device, "--dtype", dtype, "--quiet", "--format", "json", *flags]
     report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     table = next(table for table in report["tables"] if table["name"] == "cost")
-    column = [c["key"] for c in table["columns"]].index("tokens_per_s")
-    return table["rows"][0][column], report["manifest"]["build"]
+    row = dict(zip([c["key"] for c in table["columns"]], table["rows"][0]))
+    kept = sum(row[key] for key in row if key.endswith("_bytes") and key != "process_peak_bytes")
+    return a.segment * a.batch / row["median_step_s"], kept, report["manifest"]["build"]
 
 
-def pytorch(a, attention):
+def pytorch(a, attention, dtype):
     sizes = [("layers", a.layers), ("d-model", a.d_model), ("heads", a.heads), ("d-ffn", a.d_ffn), ("vocab", 256),
              ("segment", a.segment), ("memory", a.memory), ("batch", a.batch), ("steps", a.steps), ("threads", a.threads)]
     flags = [text for name, value in sizes for text in (f"--{name}", str(value))]
     command = [a.python, str(HERE / "reference_rcmha.py"), "--speed", "--attention", attention, *flags]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["tokens_per_s"]
+    command += ["--device", a.device, "--dtype", dtype]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main():
@@ -46,27 +50,36 @@ def main():
     for flag, default in [("layers", 4), ("d-model", 128), ("heads", 8), ("d-ffn", 256), ("segment", 128),
                           ("memory", 128), ("batch", 16), ("steps", 8), ("threads", 2)]:
         parser.add_argument(f"--{flag}", type=int, default=default)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="f32", help="f32, or on cuda f32,bf16")
     a = parser.parse_args()
-    turns, build = [], None
+    turns, build, torch = [], None, {}
     for turn in range(a.turns):
         for attention in a.attention.split(","):
-            # PyTorch first in every other turn, so that neither always meets the warmer machine.
-            if turn % 2:
-                reference = pytorch(a, attention)
-            speed, build = ours(a, attention)
-            if not turn % 2:
-                reference = pytorch(a, attention)
-            turns.append({"turn": turn, "attention": attention, "tokselect": speed, "pytorch": reference})
-    print("| attention | tokselect tokens/s | PyTorch tokens/s | ratio (median of turns) |\n|---|---:|---:|---:|")
+            for dtype in a.dtype.split(","):
+                # PyTorch first in every other turn, so that neither always meets the warmer machine.
+                if turn % 2:
+                    reference = pytorch(a, attention, dtype)
+                speed, kept, build = ours(a, attention, dtype)
+                if not turn % 2:
+                    reference = pytorch(a, attention, dtype)
+                torch = {key: reference[key] for key in ("torch", "device", "tf32") if key in reference}
+                turns.append({"turn": turn, "attention": attention, "dtype": dtype, "tokselect": speed,
+                              "pytorch": reference["tokens_per_s"], "tokselect_bytes": kept,
+                              "pytorch_peak_bytes": reference.get("peak_bytes")})
+                print(f"{attention} {dtype}: {speed:.0f} and {reference['tokens_per_s']:.0f}", file=sys.stderr, flush=True)
+    print("| attention | dtype | tokselect tokens/s | PyTorch tokens/s | ratio (median of turns) |")
+    print("|---|---|---:|---:|---:|")
     for attention in a.attention.split(","):
-        rows = [row for row in turns if row["attention"] == attention]
-        median = {key: statistics.median(row[key] for row in rows) for key in ("tokselect", "pytorch")}
-        ratios = [row["tokselect"] / row["pytorch"] for row in rows]
-        print(f"| {attention} | {median['tokselect']:.0f} | {median['pytorch']:.0f} | "
-              f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |")
+        for dtype in a.dtype.split(","):
+            rows = [row for row in turns if (row["attention"], row["dtype"]) == (attention, dtype)]
+            median = {key: statistics.median(row[key] for row in rows) for key in ("tokselect", "pytorch")}
+            ratios = [row["tokselect"] / row["pytorch"] for row in rows]
+            print(f"| {attention} | {dtype} | {median['tokselect']:.0f} | {median['pytorch']:.0f} | "
+                  f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |")
     if a.out:
         settings = {key: value for key, value in vars(a).items() if key not in ("binary", "python", "out")}
-        pathlib.Path(a.out).write_text(json.dumps({"settings": settings, "build": build, "turns": turns}, indent=1) + "\n")
+        pathlib.Path(a.out).write_text(json.dumps({"settings": settings, "build": build, "torch": torch, "turns": turns}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
     reference_rcmha.py --fixtures tests/fixtures/rcmha.json
     reference_rcmha.py --speed --attention rcmha --layers 4 --d-model 128 --heads 8 --d-ffn 256 \\
-        --segment 128 --memory 128 --batch 16 --vocab 65 --steps 10 --threads 2
+        --segment 128 --memory 128 --batch 16 --vocab 65 --steps 10 --threads 2 [--device cuda --dtype bf16]
 
 Fixtures hold sizes, seeds, ids, losses and gradients; parameters follow from a formula that both sides compute, so the
 file stays small. The relative shift is written by its index formula (a gather), convolutions are torch's, attention is
@@ -209,6 +209,7 @@ def fixtures(path):
 
 def speed(a):
     torch.set_num_threads(a.threads)
+    torch.set_default_device(a.device)
     torch.manual_seed(0)
     model = Model(a.attention, a.layers, a.d_model, a.heads, a.d_ffn, a.vocab, a.segment, a.memory, dtype=torch.float32)
     for name, shape in model.shapes.items():
@@ -218,20 +219,34 @@ def speed(a):
     adam = torch.optim.Adam(values, lr=1e-4)
     memory, times = None, []
     filled = -(-a.memory // a.segment)
-    for step in range(filled + 2 + a.steps):
+    on_gpu = a.device != "cpu"
+    half = torch.autocast("cuda", dtype=torch.bfloat16, enabled=on_gpu and a.dtype == "bf16")
+    # The first steps of a GPU load kernels and choose products.
+    warm = filled + (10 if on_gpu else 2)
+    for step in range(warm + a.steps):
         x = torch.randint(a.vocab, (a.segment, a.batch))
         y = torch.randint(a.vocab, (a.segment, a.batch))
+        if on_gpu:
+            torch.cuda.synchronize()
         start = time.perf_counter()
         adam.zero_grad()
-        loss, memory = model.loss(x, y, memory)
+        with half:
+            loss, memory = model.loss(x, y, memory)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(values, 1.0)
         adam.step()
-        if step >= filled + 2:
+        if on_gpu:
+            torch.cuda.synchronize()
+        if step >= warm:
             times.append(time.perf_counter() - start)
     times.sort()
     seconds = times[len(times) // 2]
-    print(json.dumps({"median_step_s": seconds, "tokens_per_s": a.segment * a.batch / seconds, "steps": len(times)}))
+    result = {"median_step_s": seconds, "tokens_per_s": a.segment * a.batch / seconds, "steps": len(times),
+              "torch": torch.__version__}
+    if on_gpu:
+        result |= {"device": torch.cuda.get_device_name(), "tf32": torch.backends.cuda.matmul.allow_tf32,
+                   "peak_bytes": torch.cuda.max_memory_allocated()}
+    print(json.dumps(result))
 
 
 def main():
@@ -244,6 +259,8 @@ def main():
         ("batch", 16), ("vocab", 65), ("steps", 10), ("threads", 2),
     ]:
         parser.add_argument(f"--{flag}", type=int, default=default)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="f32", choices=["f32", "bf16"], help="bf16: by autocast, on cuda")
     a = parser.parse_args()
     if a.fixtures:
         fixtures(a.fixtures)

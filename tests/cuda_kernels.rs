@@ -5,6 +5,7 @@
 
 use tokselect::kernels::AttentionShape;
 use tokselect::kernels::cuda::compile::{Source, compile};
+use tokselect::kernels::cuda::training::{Compiled, Precision, attention, rows};
 use tokselect::kernels::cuda::{Element, defines};
 
 /// Whether the compiler library can be opened.
@@ -37,7 +38,7 @@ fn every_kernel_compiles_without_a_gpu() {
     let shapes = [shape(28, 4, 128), shape(32, 8, 128), shape(4, 2, 64), shape(8, 4, 8)];
     let full = [("sm_80", Element::Bf16), ("sm_90a", Element::Bf16)];
     let mut compiled = 0;
-    for &source in Source::ALL {
+    for &source in Source::ALL.iter().filter(|source| !source.is_of_training()) {
         for (at, shape) in shapes.iter().enumerate() {
             for (architecture, element) in full {
                 let code = compile(source, &defines(element, shape), architecture);
@@ -106,4 +107,33 @@ fn prefill_selection_compiles_for_every_kind_of_group() {
             }
         }
     }
+}
+
+#[test]
+fn the_kernels_of_training_compile_without_a_gpu() {
+    if !nvrtc() {
+        return;
+    }
+    let mut compiled = 0;
+    let mut check = |source, defines: &[(&str, String)], architecture| {
+        let code = compile(source, defines, architecture);
+        let code = code.unwrap_or_else(|e| panic!("{} {defines:?} {architecture}: {e}", source.file()));
+        assert!(code.starts_with(b"\x7fELF"), "{}: no machine code", source.file());
+        compiled += 1;
+    };
+    for precision in [Precision::F32, Precision::Bf16] {
+        for (head_dim, relative, kernel, warps) in
+            [(64, true, 3, 4), (16, false, 5, 4), (7, true, 1, 2), (128, true, 3, 1)]
+        {
+            let shape = Compiled {
+                precision,
+                head_dim,
+                relative,
+                kernel,
+            };
+            check(Source::TrainAttention, &attention::defines(&shape, warps), "sm_90a");
+            check(Source::TrainRows, &rows::defines(&shape), "sm_80");
+        }
+    }
+    eprintln!("{compiled} compilations");
 }

@@ -7,10 +7,12 @@ use crate::hub::HubEnvironment;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::cuda::compile::{nvrtc_version, sources_sha256};
 use crate::kernels::cuda::driver::device_count;
+use crate::kernels::cuda::training::Precision;
 use crate::kernels::cuda::{Cuda, Element, Gpu};
 use crate::manifest::{Accelerator, Manifest};
 use crate::printer::Printer;
 use crate::report::Measured;
+use crate::train::engine::Place;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -137,6 +139,38 @@ pub(super) fn gpu_element(dtype: Dtype) -> Result<Element> {
                 .help("pass `--dtype bf16` or `--dtype f16`, or `--device cpu`"),
         ),
     }
+}
+
+/// The place that `--device` and `--dtype` of training name. `auto` is the first GPU where there is one, else the CPU.
+pub(super) fn training_place(device: &str, dtype: Dtype) -> Result<Place> {
+    let gpu = match wanted(device)? {
+        Wanted::Cuda(ordinal) => Some(ordinal),
+        Wanted::Auto if matches!(device_count(), Ok(1..)) => Some(0),
+        Wanted::Auto | Wanted::Cpu => None,
+    };
+    let precision = match (dtype, gpu) {
+        (Dtype::Auto | Dtype::F32, _) => Precision::F32,
+        (Dtype::Bf16, Some(_)) => Precision::Bf16,
+        (Dtype::Bf16, None) if device == "auto" => {
+            return Err(device_count().err().unwrap_or_else(|| {
+                Error::environment("`--dtype bf16` trains on a GPU, and there is none").help("pass `--dtype f32`")
+            }));
+        }
+        (Dtype::Bf16, None) => {
+            return Err(Error::user("`--dtype bf16`: the CPU trains in f32")
+                .help("pass `--dtype f32`, leave the flag out, or pass `--device cuda`"));
+        }
+        (Dtype::F16, _) => {
+            return Err(
+                Error::user("`--dtype f16`: gradients can be too small for it, training is in f32 or bf16")
+                    .help("pass `--dtype f32` or `--dtype bf16`"),
+            );
+        }
+    };
+    Ok(match gpu {
+        Some(ordinal) => Place::Cuda(Gpu::open(ordinal, kernel_cache())?, precision),
+        None => Place::Cpu,
+    })
 }
 
 impl ModelArgs {

@@ -91,6 +91,7 @@ pub fn cost_table(runs: &[RunResult], kinds: &[AttentionKind]) -> Result<Table> 
         vec![
             Column::text("attention"),
             Column::text("tokens_per_s"),
+            Column::new("median_step_s", "s"),
             bytes("weights"),
             bytes("gradients"),
             bytes("optimizer"),
@@ -106,9 +107,12 @@ pub fn cost_table(runs: &[RunResult], kinds: &[AttentionKind]) -> Result<Table> 
         let process = runs.iter().filter_map(|run| run.peak_rss_bytes.get().copied()).max();
         let why = first.peak_rss_bytes.reason().unwrap_or("not measured").to_owned();
         let [speed, _] = mean_cells(&speeds);
+        let steps: Vec<f64> = runs.iter().filter_map(|run| run.median_step_s).collect();
+        let [step, _] = mean_cells(&steps);
         table.push(vec![
             kind.name().into(),
             speed,
+            step,
             most(|run| run.memory.weights_bytes).into(),
             most(|run| run.memory.gradients_bytes).into(),
             most(|run| run.memory.optimizer_bytes).into(),

@@ -212,11 +212,7 @@ fn gradients_with_every_option_equal_finite_differences() {
 #[test]
 fn gradients_with_dropout_equal_finite_differences_under_the_same_masks() {
     for keep in [Keep::Weights, Keep::Statistics] {
-        let dropout = Dropout {
-            rate: 0.3,
-            seed: 5,
-            place: "1".into(),
-        };
+        let dropout = Dropout::new(0.3, 5, "1".into());
         check(
             config(AttentionKind::Rcmha),
             &Pass {

@@ -25,6 +25,11 @@ impl Sinusoids {
         }
     }
 
+    /// The encodings, `[positions, d]`.
+    pub fn table(&self) -> &[f64] {
+        &self.table
+    }
+
     /// Adds positions to rows `[time, B, d]`. The last row in time stands at `window - 1`, so that the segment keeps its
     /// positions while the memory before it grows.
     pub fn add_to<T: Scalar>(&self, rows: &mut [T], batch: usize, window: usize) {

@@ -75,6 +75,9 @@ pub struct RunResult {
     pub first_loss: f64,
     /// Training speed, without evaluations.
     pub tokens_per_s: f64,
+    /// Median time of a step, in seconds; `None` if the process that ended the run made none.
+    #[serde(default)]
+    pub median_step_s: Option<f64>,
     /// Steps not taken because of a loss spike.
     pub skipped_steps: u64,
     /// Bytes by component.
@@ -123,13 +126,13 @@ pub fn run(
             push(&mut metrics, trainer, Part::Train, outcome, &step, observer)?;
         }
         if done.is_multiple_of(trainer.config.eval_every) {
-            let outcome = trainer.evaluate_part();
+            let outcome = trainer.evaluate_part()?;
             push(&mut metrics, trainer, Part::Valid, outcome, &step, observer)?;
             let loss = outcome.mean_loss();
             if trainer.progress.best_loss.is_none_or(|best| loss < best) {
                 trainer.progress.best_loss = Some(loss);
                 if let Some(folder) = &options.folder {
-                    trainer.checkpoint(&options.config_hash).write(&folder.join(BEST))?;
+                    trainer.checkpoint(&options.config_hash)?.write(&folder.join(BEST))?;
                 }
             }
         }
@@ -137,7 +140,7 @@ pub fn run(
             save(trainer, options)?;
         }
     }
-    let valid = trainer.evaluate_all();
+    let valid = trainer.evaluate_all()?;
     if let Some(step) = &last
         && metrics
             .lines
@@ -177,7 +180,7 @@ fn begin(trainer: &mut Trainer, options: &RunOptions, observer: &mut dyn Observe
 fn save(trainer: &Trainer, options: &RunOptions) -> Result<()> {
     let Some(folder) = &options.folder else { return Ok(()) };
     let path = checkpoint::path(folder, trainer.progress.step);
-    trainer.checkpoint(&options.config_hash).write(&path)?;
+    trainer.checkpoint(&options.config_hash)?.write(&path)?;
     checkpoint::prune(folder, options.keep)
 }
 
@@ -233,7 +236,7 @@ fn result(
             seed: trainer.config.seed,
             ..SamplingConfig::default()
         };
-        let made = generate(&trainer.model, trainer.parameters(), &ids, *count, &sampling)?;
+        let made = generate(&trainer.model, &trainer.parameters()?, &ids, *count, &sampling)?;
         Ok::<_, Error>(format!("{prompt}{}", codec.decode(&made)))
     });
     let progress = &trainer.progress;
@@ -251,6 +254,7 @@ fn result(
         coded_accuracy: trainer.coded_accuracy(),
         first_loss: train_curve.first().map_or(f64::NAN, |point| point.1),
         tokens_per_s: progress.tokens as f64 / progress.train_s.max(1e-9),
+        median_step_s: trainer.median_step_s(),
         skipped_steps: progress.skipped,
         memory: trainer.memory_use(),
         peak_rss_bytes: peak_memory::memory_use().peak_rss_bytes,

@@ -1,14 +1,12 @@
 //! One training run: model, optimiser and streams, step by step.
 
-use super::adam::{Adam, Moments, norm, pieces};
-use super::attention::core::Keep;
 use super::checkpoint::Checkpoint;
 use super::cross_entropy::Outcome;
 use super::dropout::Dropout;
-use super::pool::Pool;
+use super::engine::{Engine, EngineConfig, Gradient, Group, Place, Reading};
 use super::schedule::Schedule;
 use super::text::{Streams, Text};
-use super::transformer_xl::{Memory, ModelConfig, Pass, Segment, TransformerXl};
+use super::transformer_xl::{ModelConfig, Segment, TransformerXl};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -36,7 +34,7 @@ pub struct TrainConfig {
     pub clip: f64,
     /// Probability of dropout.
     pub dropout: f64,
-    /// Whether attention weights are computed again in the backward pass instead of kept.
+    /// Whether attention weights are computed again in the backward pass instead of kept; a GPU always does.
     pub recompute: bool,
     /// Steps between evaluations.
     pub eval_every: u64,
@@ -104,7 +102,6 @@ pub struct MemoryUse {
 }
 
 /// A run in progress.
-#[derive(Debug)]
 pub struct Trainer {
     /// The model.
     pub model: TransformerXl,
@@ -112,20 +109,16 @@ pub struct Trainer {
     pub config: TrainConfig,
     /// Counters.
     pub progress: Progress,
-    data: Vec<f32>,
-    grads: Vec<f32>,
-    moments: Moments<f32>,
-    pieces: Vec<Range<usize>>,
-    memories: Vec<Memory<f32>>,
-    eval_memory: Memory<f32>,
+    engine: Box<dyn Engine>,
     train: Streams,
     valid: Streams,
-    pool: Pool<f32>,
+    /// Of this process, in seconds.
+    step_times: Vec<f64>,
 }
 
 impl Trainer {
-    /// A run at its beginning.
-    pub fn new(model: ModelConfig, config: TrainConfig, text: &Text) -> Result<Self> {
+    /// A run at its beginning, computed on `place`.
+    pub fn new(model: ModelConfig, config: TrainConfig, text: &Text, place: &Place) -> Result<Self> {
         let model = TransformerXl::new(model)?;
         let segment = model.config.segment;
         if config.batch == 0 || config.accumulate == 0 || !config.batch.is_multiple_of(config.accumulate) {
@@ -135,23 +128,18 @@ impl Trainer {
             ))
             .help("pass numbers above 0 that divide"));
         }
-        let train = Streams::new(&text.train, config.batch, segment, "training")?;
-        let valid = Streams::new(&text.valid, config.batch, segment, "held-out")?;
-        let layers = model.config.layers;
+        let engine = EngineConfig {
+            batch: config.batch,
+            accumulate: config.accumulate,
+            recompute: config.recompute,
+            dropout: config.dropout,
+        };
         Ok(Self {
-            data: model.layout.initial(config.seed),
-            grads: model.layout.zeros(),
-            moments: Moments {
-                first: model.layout.zeros(),
-                second: model.layout.zeros(),
-            },
-            pieces: pieces(&model.layout.reached()),
-            memories: vec![Memory::empty(layers); config.accumulate],
-            eval_memory: Memory::empty(layers),
-            train,
-            valid,
-            pool: Pool::default(),
+            train: Streams::new(&text.train, config.batch, segment, "training")?,
+            valid: Streams::new(&text.valid, config.batch, segment, "held-out")?,
+            engine: place.engine(&model, engine, model.layout.initial(config.seed))?,
             progress: Progress::default(),
+            step_times: Vec::new(),
             model,
             config,
         })
@@ -162,9 +150,17 @@ impl Trainer {
         self.train.segments() as u64
     }
 
-    /// The parameters.
-    pub fn parameters(&self) -> &[f32] {
-        &self.data
+    /// Median time of a step since the process began, in seconds: unlike the mean, it leaves out the first steps, in which
+    /// a GPU loads its kernels.
+    pub fn median_step_s(&self) -> Option<f64> {
+        let mut times = self.step_times.clone();
+        times.sort_by(f64::total_cmp);
+        times.get(times.len() / 2).copied()
+    }
+
+    /// A copy of the parameters.
+    pub fn parameters(&self) -> Result<Vec<f32>> {
+        Ok(self.engine.state()?.parameters)
     }
 
     /// One optimiser step.
@@ -178,54 +174,37 @@ impl Trainer {
         };
         if number == 0 {
             // The text begins again: what came before it is not its past.
-            self.memories.fill(Memory::empty(self.model.config.layers));
+            self.engine.forget(Reading::Training);
         }
-        if number < 2 || self.progress.step < 2 {
-            self.pool.trim();
-        }
-        for piece in &self.pieces {
-            self.grads[piece.clone()].fill(0.0);
-        }
-        let pass = Pass {
-            keep: if self.config.recompute {
-                Keep::Statistics
-            } else {
-                Keep::Weights
-            },
-            scale: 1.0 / (self.config.batch * self.model.config.segment) as f64,
-            dropout: Dropout::none(),
-        };
-        let mut outcome = Outcome::default();
-        for (at, memory) in self.memories.iter_mut().enumerate() {
-            let (inputs, targets) = self.train.segment(number, at * group..(at + 1) * group);
-            let dropout = Dropout {
-                rate: self.config.dropout,
-                seed: self.config.seed,
-                place: format!("{}/{at}", self.progress.step),
-            };
-            let segment = Segment {
-                inputs: &inputs,
-                targets: &targets,
+        let ids = |at: usize| self.train.segment(number, at * group..(at + 1) * group);
+        let ids: Vec<_> = (0..self.config.accumulate).map(ids).collect();
+        let groups = ids.iter().enumerate().map(|(at, (inputs, targets))| Group {
+            segment: Segment {
+                inputs,
+                targets,
                 batch: group,
-            };
-            let pass = Pass {
-                dropout,
-                ..pass.clone()
-            };
-            outcome.add(
-                self.model
-                    .train(&self.data, &mut self.grads, segment, memory, &pass, &mut self.pool),
-            );
-        }
-        let step = self.update(outcome)?;
+            },
+            dropout: Dropout::new(
+                self.config.dropout,
+                self.config.seed,
+                format!("{}/{at}", self.progress.step),
+            ),
+        });
+        let gradient = self.engine.gradients(&groups.collect::<Vec<_>>())?;
+        let step = self.update(gradient)?;
         self.count(&step);
-        self.progress.train_s += clock.elapsed().as_secs_f64();
+        let seconds = clock.elapsed().as_secs_f64();
+        self.progress.train_s += seconds;
+        self.step_times.push(seconds);
         Ok(step)
     }
 
-    fn update(&mut self, outcome: Outcome) -> Result<Step> {
+    fn update(&mut self, gradient: Gradient) -> Result<Step> {
+        let Gradient {
+            outcome,
+            norm: gradient_norm,
+        } = gradient;
         let t = self.progress.step + 1;
-        let gradient_norm = norm(&self.grads, &self.pieces);
         let (loss, rate) = (outcome.mean_loss(), self.config.schedule.rate(t));
         if !loss.is_finite() || !gradient_norm.is_finite() {
             return Err(Error::user(format!(
@@ -260,16 +239,7 @@ impl Trainer {
             } else {
                 1.0
             };
-            let adam = Adam::default();
-            adam.step(
-                t,
-                rate,
-                factor,
-                &mut self.data,
-                &self.grads,
-                &mut self.moments,
-                &self.pieces,
-            );
+            self.engine.update(t, rate, factor)?;
         }
         Ok(Step {
             outcome,
@@ -291,31 +261,29 @@ impl Trainer {
     }
 
     /// The next part of the held-out text; counts in the coded metric, as in the paper's code.
-    pub fn evaluate_part(&mut self) -> Outcome {
+    pub fn evaluate_part(&mut self) -> Result<Outcome> {
         let segments = self.valid.segments();
         // A part without a segment would have no loss.
         let parts = self.config.eval_parts.clamp(1, segments);
         let part = self.progress.eval_part % parts;
         if part == 0 {
-            self.eval_memory = Memory::empty(self.model.config.layers);
+            self.engine.forget(Reading::Part);
         }
         let range = segments * part / parts..segments * (part + 1) / parts;
-        let mut memory = std::mem::take(&mut self.eval_memory);
-        let outcome = self.evaluate_range(range, &mut memory);
-        self.eval_memory = memory;
+        let outcome = self.evaluate_range(range, Reading::Part)?;
         self.progress.eval_part = (part + 1) % parts;
         self.progress.coded_correct += outcome.correct;
         self.progress.coded_count += outcome.count;
-        outcome
+        Ok(outcome)
     }
 
     /// All of the held-out text from its beginning; counts nowhere.
-    pub fn evaluate_all(&mut self) -> Outcome {
-        let mut memory = Memory::empty(self.model.config.layers);
-        self.evaluate_range(0..self.valid.segments(), &mut memory)
+    pub fn evaluate_all(&mut self) -> Result<Outcome> {
+        self.engine.forget(Reading::Whole);
+        self.evaluate_range(0..self.valid.segments(), Reading::Whole)
     }
 
-    fn evaluate_range(&mut self, range: Range<usize>, memory: &mut Memory<f32>) -> Outcome {
+    fn evaluate_range(&mut self, range: Range<usize>, reading: Reading) -> Result<Outcome> {
         let mut all = Outcome::default();
         for number in range {
             let (inputs, targets) = self.valid.segment(number, 0..self.valid.batch());
@@ -324,9 +292,9 @@ impl Trainer {
                 targets: &targets,
                 batch: self.valid.batch(),
             };
-            all.add(self.model.evaluate(&self.data, segment, memory, &mut self.pool));
+            all.add(self.engine.evaluate(segment, reading)?);
         }
-        all
+        Ok(all)
     }
 
     /// Accuracy as the paper's code logs it: correct symbols since the first step over training and validation batches
@@ -337,53 +305,44 @@ impl Trainer {
 
     /// Bytes by component so far.
     pub fn memory_use(&self) -> MemoryUse {
-        let weights = (self.model.layout.count() * size_of::<f32>()) as u64;
-        let group = self.config.batch / self.config.accumulate;
-        let working = self.model.working_bytes::<f32>(group, rayon::current_num_threads());
-        MemoryUse {
-            weights_bytes: weights,
-            gradients_bytes: weights,
-            optimizer_bytes: 2 * weights,
-            activations_peak_bytes: (self.pool.peak_bytes() + working) as u64,
-        }
+        self.engine.memory_use()
     }
 
     /// Everything that is needed to go on.
-    pub fn checkpoint(&self, config_hash: &str) -> Checkpoint {
+    pub fn checkpoint(&self, config_hash: &str) -> Result<Checkpoint> {
+        let state = self.engine.state()?;
         let mut tensors = Vec::new();
         for (prefix, data) in [
-            ("parameters", &self.data),
-            ("first_moment", &self.moments.first),
-            ("second_moment", &self.moments.second),
+            ("parameters", &state.parameters),
+            ("first_moment", &state.first),
+            ("second_moment", &state.second),
         ] {
             for spec in self.model.layout.specs() {
                 let name = format!("{prefix}.{}", spec.name);
                 tensors.push((name, spec.shape.clone(), data[spec.range()].to_vec()));
             }
         }
-        let memories = self
-            .memories
-            .iter()
-            .enumerate()
-            .map(|(at, memory)| (format!("memory.{at}"), memory));
-        for (prefix, memory) in memories.chain([("eval_memory".to_owned(), &self.eval_memory)]) {
-            for (l, rows) in memory.layers.iter().enumerate() {
-                tensors.push((format!("{prefix}.{l}"), vec![rows.len()], rows.clone()));
+        let memories = state.memories.into_iter().enumerate();
+        let memories = memories.map(|(at, memory)| (format!("memory.{at}"), memory));
+        for (prefix, memory) in memories.chain([("eval_memory".to_owned(), state.part_memory)]) {
+            for (l, rows) in memory.layers.into_iter().enumerate() {
+                tensors.push((format!("{prefix}.{l}"), vec![rows.len()], rows));
             }
         }
-        Checkpoint {
+        Ok(Checkpoint {
             tensors,
             progress: self.progress.clone(),
             config_hash: config_hash.to_owned(),
-        }
+        })
     }
 
     /// Takes over the state of a checkpoint of the same configuration.
     pub fn restore(&mut self, mut checkpoint: Checkpoint) -> Result<()> {
+        let mut state = self.engine.state()?;
         for (prefix, data) in [
-            ("parameters", &mut self.data),
-            ("first_moment", &mut self.moments.first),
-            ("second_moment", &mut self.moments.second),
+            ("parameters", &mut state.parameters),
+            ("first_moment", &mut state.first),
+            ("second_moment", &mut state.second),
         ] {
             for spec in self.model.layout.specs() {
                 let tensor = checkpoint.take(&format!("{prefix}.{}", spec.name))?;
@@ -396,14 +355,15 @@ impl Trainer {
                 data[spec.range()].copy_from_slice(&tensor);
             }
         }
-        for (at, memory) in self.memories.iter_mut().enumerate() {
+        for (at, memory) in state.memories.iter_mut().enumerate() {
             for (l, rows) in memory.layers.iter_mut().enumerate() {
                 *rows = checkpoint.take(&format!("memory.{at}.{l}"))?;
             }
         }
-        for (l, rows) in self.eval_memory.layers.iter_mut().enumerate() {
+        for (l, rows) in state.part_memory.layers.iter_mut().enumerate() {
             *rows = checkpoint.take(&format!("eval_memory.{l}"))?;
         }
+        self.engine.load(state)?;
         self.progress = checkpoint.progress;
         Ok(())
     }

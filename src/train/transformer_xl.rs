@@ -19,12 +19,12 @@ use super::scalar::Scalar;
 use crate::error::Result;
 
 #[derive(Debug, Clone)]
-struct Block {
-    norm_attention: (Id, Id),
-    attention: AttentionLayer,
-    norm_ffn: (Id, Id),
-    expand: (Id, Id),
-    contract: (Id, Id),
+pub(super) struct Block {
+    pub norm_attention: (Id, Id),
+    pub attention: AttentionLayer,
+    pub norm_ffn: (Id, Id),
+    pub expand: (Id, Id),
+    pub contract: (Id, Id),
 }
 
 /// The model: where its tensors are, and how they are used.
@@ -34,11 +34,11 @@ pub struct TransformerXl {
     pub config: ModelConfig,
     /// The tensors.
     pub layout: Layout,
-    embedding: Id,
-    blocks: Vec<Block>,
-    norm: (Id, Id),
-    output: (Id, Id),
-    sinusoids: Option<Sinusoids>,
+    pub(super) embedding: Id,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm: (Id, Id),
+    pub(super) output: (Id, Id),
+    pub(super) sinusoids: Option<Sinusoids>,
 }
 
 /// What the layers remember of earlier segments: the last inputs of each, `[rows, B, d]`.

@@ -142,7 +142,14 @@ fn a_gpu_that_is_not_there() {
             3,
             &["CUDA", "--device cpu"],
         );
+        refuses(
+            tokselect().args(["rcmha-train", "--device", device]),
+            3,
+            &["CUDA", "--device cpu"],
+        );
     }
+    // The type that was asked for is refused, and not replaced.
+    refuses(tokselect().args(["rcmha-train", "--dtype", "bf16"]), 3, &["CUDA"]);
 }
 
 #[test]
@@ -161,7 +168,17 @@ fn a_device_or_type_that_cannot_be() {
             2,
             &[&format!("--dtype {dtype}"), "--dtype f32"],
         );
+        refuses(
+            tokselect().args(["rcmha-train", "--device", "cpu", "--dtype", dtype]),
+            2,
+            &[&format!("--dtype {dtype}"), "--dtype f32"],
+        );
     }
+    refuses(
+        tokselect().args(["rcmha-train", "--device", "tpu"]),
+        2,
+        &["--device tpu", "cuda:N"],
+    );
 }
 
 #[test]

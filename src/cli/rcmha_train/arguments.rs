@@ -1,8 +1,10 @@
 //! Flags of `tokselect rcmha-train`, and what they make of a text.
 
-use crate::cli::arguments::{at_least_one, tokens};
+use crate::cli::arguments::{Dtype, at_least_one, tokens};
+use crate::cli::device::training_place;
 use crate::error::{Error, Result};
 use crate::train::attention::{AttentionKind, Convolution, TableSize};
+use crate::train::engine::Place;
 use crate::train::schedule::Schedule;
 use crate::train::text::Unit;
 use crate::train::trainer::TrainConfig;
@@ -41,7 +43,33 @@ pub struct RcmhaTrainArgs {
     #[command(flatten)]
     pub training: TrainingArgs,
     #[command(flatten)]
+    pub compute: ComputeArgs,
+    #[command(flatten)]
     pub output: RunArgs,
+}
+
+/// Where it is computed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Device")]
+pub struct ComputeArgs {
+    /// Where to compute: auto (the first GPU, if there is one), cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: String,
+    /// Type of activations and of the weights that products read: auto (f32), f32, or on a GPU bf16; parameters, optimiser
+    /// and sums are f32 in any case
+    #[arg(long, value_enum, default_value = "auto")]
+    pub dtype: Dtype,
+    /// Instead of training, compare the gradients on the device with those of the CPU in f64, for every attention; with
+    /// `--dropout`, under the same masks
+    #[arg(long)]
+    pub check_gradients: bool,
+}
+
+impl ComputeArgs {
+    /// The device, opened.
+    pub fn place(&self) -> Result<Place> {
+        training_place(&self.device, self.dtype)
+    }
 }
 
 /// Which text.
@@ -134,7 +162,7 @@ pub struct TrainingArgs {
     #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = parse_probability)]
     pub dropout: f64,
     /// How attention weights reach the backward pass: recompute (memory linear in the segment) or keep (quadratic, as
-    /// autograd does)
+    /// autograd does; a GPU recomputes)
     #[arg(long, value_enum, default_value = "recompute")]
     pub attention_weights: WeightsName,
     /// A step whose loss is above the smoothed loss times this is not taken; 0 for no guard

@@ -1,6 +1,7 @@
 //! `tokselect rcmha-train`: trains a matrix of attentions and seeds, and compares them.
 
 mod arguments;
+mod check;
 mod data;
 mod figure;
 mod watch;
@@ -13,6 +14,7 @@ use crate::manifest::{Manifest, config_hash};
 use crate::report::{Aggregate, Column, Format, Measured, MemorySink, Report, RunDirectory, SampleSink, Table};
 use crate::train::attention::AttentionKind;
 use crate::train::comparison;
+use crate::train::engine::Place;
 use crate::train::run::{RunOptions, RunResult, run as train};
 use crate::train::text::{Streams, Text};
 use crate::train::trainer::{TrainConfig, Trainer};
@@ -49,6 +51,7 @@ struct Plan {
     runs: Vec<Planned>,
     kinds: Vec<AttentionKind>,
     reference: AttentionKind,
+    place: Place,
 }
 
 fn plan(args: &RcmhaTrainArgs) -> Result<Plan> {
@@ -99,6 +102,7 @@ fn plan(args: &RcmhaTrainArgs) -> Result<Plan> {
         runs,
         kinds,
         reference,
+        place: args.compute.place()?,
     })
 }
 
@@ -116,8 +120,8 @@ fn effective_config(plan: &Plan, args: &RcmhaTrainArgs) -> Map<String, Value> {
         "generate": args.output.generate,
         "prompt": args.output.prompt,
         "temperature": args.output.temperature,
-        "device": "cpu",
-        "dtype": "f32",
+        "device": plan.place.device(),
+        "dtype": plan.place.dtype(),
     });
     match config {
         Value::Object(mut map) => {
@@ -134,8 +138,14 @@ fn effective_config(plan: &Plan, args: &RcmhaTrainArgs) -> Map<String, Value> {
 }
 
 /// Hash of everything that determines one run, so that a checkpoint is continued by no other.
+///
+/// The device is not among it: f32 means the same everywhere, up to the order of sums.
 fn run_hash(plan: &Plan, run: &Planned) -> String {
-    config_hash(&json!({"model": run.model, "training": run.training, "text_sha256": plan.text.sha256}))
+    let mut determines = json!({"model": run.model, "training": run.training, "text_sha256": plan.text.sha256});
+    if plan.place.dtype() != "f32" {
+        determines["dtype"] = plan.place.dtype().into();
+    }
+    config_hash(&determines)
 }
 
 fn options(plan: &Plan, args: &RcmhaTrainArgs, run: &Planned) -> RunOptions {
@@ -208,7 +218,7 @@ fn measure(plan: &Plan, args: &RcmhaTrainArgs, sink: &mut dyn SampleSink, contex
         if sink.is_done(task, &id) {
             continue;
         }
-        let mut trainer = Trainer::new(run.model, run.training.clone(), &plan.text)?;
+        let mut trainer = Trainer::new(run.model, run.training.clone(), &plan.text, &plan.place)?;
         let mut watch = Watch::new(context, run.training.steps, &run.name());
         let options = options(plan, args, run);
         let result = train(&mut trainer, &plan.text.codec, &options, &mut watch);
@@ -259,6 +269,9 @@ pub(super) fn run(args: &RcmhaTrainArgs, context: &Context) -> Result<Outcome> {
     let plan = plan(args)?;
     if args.output.output.dry_run {
         return print_plan(&plan, args, context);
+    }
+    if args.compute.check_gradients {
+        return check::run(&plan, args, context);
     }
     let config = effective_config(&plan, args);
     let mut manifest = Manifest::begin(rayon::current_num_threads());

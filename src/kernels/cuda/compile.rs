@@ -87,6 +87,10 @@ sources! {
         "token_select_step/attend.cuh", "token_select_step/entry.cuh";
     /// 8-bit copy of the keys.
     QuantizeKeys = "quantize_keys.cu";
+    /// Attention of training.
+    TrainAttention = "train_attention.cu" of "train.cuh", "train_attention.cu";
+    /// The rest of a training step.
+    TrainRows = "train_rows.cu" of "train.cuh", "train_rows.cu";
 }
 
 impl Source {
@@ -96,6 +100,11 @@ impl Source {
             self,
             Self::Advance | Self::KMeans | Self::LinearRow | Self::Pointwise | Self::Sample | Self::Bandwidth
         )
+    }
+
+    /// Whether the source is of training, and compiled for a [`super::training::Compiled`].
+    pub fn is_of_training(self) -> bool {
+        matches!(self, Self::TrainAttention | Self::TrainRows)
     }
 
     /// Common part and files; the log of the compiler counts lines from each file's first.

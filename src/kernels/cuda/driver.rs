@@ -342,6 +342,18 @@ impl Gpu {
         });
     }
 
+    /// Queues `bytes` zeros for `memory` at `offset`.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub fn clear(&self, memory: &Memory, offset: usize, bytes: usize) {
+        assert!(offset + bytes <= memory.bytes, "zeros past the end of device memory");
+        // SAFETY: the range lies inside the allocation.
+        self.call("clearing memory", || unsafe {
+            result::memset_d8_async(memory.pointer + offset as u64, 0, bytes, self.0.stream)
+        });
+    }
+
     /// Copies device bytes at `offset` to `out` and waits for them.
     ///
     /// # Panics

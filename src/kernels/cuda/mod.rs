@@ -18,6 +18,7 @@ pub mod kmeans;
 mod sample;
 pub mod select;
 pub mod step;
+pub mod training;
 
 pub use driver::{Argument, Gpu, Memory};
 pub use gemm::Element;

@@ -278,7 +278,7 @@ pub fn forward<T: Scalar>(
                 weights[i * keys..][..block.columns].copy_from_slice(row);
             }
             if operands.dropout.is_active() {
-                operands.dropout.apply(operands.task * shape.segment + i, row);
+                operands.dropout.apply(operands.task * shape.segment + i, 0, row);
             }
         }
         let size = (block.count, block.columns, d);
@@ -359,8 +359,8 @@ pub fn backward<T: Scalar>(
                 let part = operands.task * shape.segment + first + r;
                 let at = r * stride..r * stride + columns;
                 masked[at.clone()].copy_from_slice(&weights[at.clone()]);
-                operands.dropout.apply(part, &mut masked[at.clone()]);
-                operands.dropout.apply(part, &mut other[at]);
+                operands.dropout.apply(part, 0, &mut masked[at.clone()]);
+                operands.dropout.apply(part, 0, &mut other[at]);
             }
             block_product::<T, true>(scratch.value_sum.get(), &scratch.transposed, masked, by_keys, to_keys);
         } else {

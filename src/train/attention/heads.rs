@@ -55,9 +55,10 @@ impl<T: Scalar> Kernel<'_, T> {
 #[derive(Debug, Clone)]
 pub struct Rotary<T> {
     half: usize,
-    /// `[positions, dk/2]`: cosine, then sine.
-    cos: Vec<T>,
-    sin: Vec<T>,
+    /// `[positions, dk/2]`.
+    pub(in crate::train) cos: Vec<T>,
+    /// The same of sines.
+    pub(in crate::train) sin: Vec<T>,
 }
 
 impl<T: Scalar> Rotary<T> {

@@ -46,20 +46,20 @@ impl LayerConfig {
 
 /// A projection and, if it has one, its convolution.
 #[derive(Debug, Clone, Copy)]
-struct Projection {
-    weight: Id,
-    bias: Option<Id>,
-    kernel: Option<(Id, Id)>,
+pub(in crate::train) struct Projection {
+    pub weight: Id,
+    pub bias: Option<Id>,
+    pub kernel: Option<(Id, Id)>,
 }
 
 /// The learned relative parameters: R `[rows, H, dk]`, S `[rows, H]`, v `[H, dk]`.
 #[derive(Debug, Clone, Copy)]
-struct RelativeIds {
-    table: Id,
-    bias: Id,
-    query_bias: Id,
+pub(in crate::train) struct RelativeIds {
+    pub table: Id,
+    pub bias: Id,
+    pub query_bias: Id,
     /// Row of distance 0.
-    zero: usize,
+    pub zero: usize,
 }
 
 /// An attention layer's place in the parameters.
@@ -69,8 +69,8 @@ pub struct AttentionLayer {
     query: Projection,
     key: Projection,
     value: Projection,
-    output: (Id, Id),
-    relative: Option<RelativeIds>,
+    pub(in crate::train) output: (Id, Id),
+    pub(in crate::train) relative: Option<RelativeIds>,
 }
 
 /// What the backward pass needs of a forward pass.
@@ -164,7 +164,7 @@ impl AttentionLayer {
         scratch + (table + sums) * size_of::<T>()
     }
 
-    fn projections(&self) -> [Projection; 3] {
+    pub(in crate::train) fn projections(&self) -> [Projection; 3] {
         [self.query, self.key, self.value]
     }
 
@@ -179,7 +179,7 @@ impl AttentionLayer {
     }
 
     /// Rows of the input that each projection starts from, and how many come out, for `stored` memory rows.
-    fn splits(&self, batch: usize, stored: usize, segment: usize) -> [Split; 3] {
+    pub(in crate::train) fn splits(&self, batch: usize, stored: usize, segment: usize) -> [Split; 3] {
         let memory = stored.min(self.config.memory);
         let split = |projection: &Projection, before: usize, len: usize| Split {
             batch,

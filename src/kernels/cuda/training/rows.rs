@@ -1,0 +1,719 @@
+//! Launches of `train_rows.cu`. Rows lie as `[time, stream, width]`.
+
+use super::{Compiled, Masks, Span, Structure, Training, source_kernel};
+use crate::error::Result;
+use crate::kernels::cuda::compile::Source;
+use crate::kernels::cuda::driver::{Argument, Gpu, Kernel, Launch, Memory};
+use crate::train::adam::Adam;
+use std::ops::Range;
+
+/// Rows of a partial sum.
+pub const CHUNK: usize = 64;
+const THREADS: usize = 256;
+/// Columns of a job of [`Training::reduce`].
+const JOB_COLUMNS: usize = 32;
+/// Elements of a piece of the optimiser.
+const PIECE: usize = 4096;
+
+pub(super) struct RowKernels {
+    width: usize,
+    embed: Kernel,
+    embed_gradient: Kernel,
+    norm: Kernel,
+    norm_gradient: Kernel,
+    relu: Kernel,
+    branch_gradient: Kernel,
+    relu_gradient: Kernel,
+    column_sums: Kernel,
+    convolve: Kernel,
+    convolve_gradient: Kernel,
+    rotate: Kernel,
+    cross_entropy: Kernel,
+    outcome: Kernel,
+    reduce: Kernel,
+    remember: Kernel,
+    squares: Kernel,
+    sum_squares: Kernel,
+    adam: Kernel,
+    copy: Kernel,
+}
+
+/// What `train_rows.cu` is compiled with.
+pub fn defines(compiled: &Compiled) -> Vec<(&'static str, String)> {
+    let mut defines = compiled.precision.defines();
+    defines.push(("CONV_WIDTH", compiled.kernel.to_string()));
+    defines
+}
+
+impl RowKernels {
+    pub(super) fn new(gpu: &Gpu, compiled: &Compiled) -> Result<Self> {
+        let defines = defines(compiled);
+        let kernel = |name| source_kernel(gpu, Source::TrainRows, &defines, name);
+        Ok(Self {
+            width: compiled.kernel,
+            embed: kernel("train_embed")?,
+            embed_gradient: kernel("train_embed_gradient")?,
+            norm: kernel("train_norm")?,
+            norm_gradient: kernel("train_norm_gradient")?,
+            relu: kernel("train_relu")?,
+            branch_gradient: kernel("train_branch_gradient")?,
+            relu_gradient: kernel("train_relu_gradient")?,
+            column_sums: kernel("train_column_sums")?,
+            convolve: kernel("train_convolve")?,
+            convolve_gradient: kernel("train_convolve_gradient")?,
+            rotate: kernel("train_rotate")?,
+            cross_entropy: kernel("train_cross_entropy")?,
+            outcome: kernel("train_outcome")?,
+            reduce: kernel("train_reduce")?,
+            remember: kernel("train_remember")?,
+            squares: kernel("train_squares")?,
+            sum_squares: kernel("train_sum_squares")?,
+            adam: kernel("train_adam")?,
+            copy: kernel("train_copy")?,
+        })
+    }
+}
+
+/// A branch that is added to the residual stream: stored values, their f32 bias, and the place of their dropout.
+#[derive(Clone, Copy)]
+pub struct Branch<'a> {
+    /// `[rows, d]`.
+    pub values: Span<'a>,
+    /// `[d]`.
+    pub bias: Span<'a>,
+    /// Index of the key.
+    pub place: usize,
+    /// Where the sum goes, f32 `[rows, d]`.
+    pub sum: Span<'a>,
+}
+
+/// Parameters of a layer norm, f32 `[d]` each.
+#[derive(Clone, Copy)]
+pub struct Norm<'a> {
+    /// Gain.
+    pub gain: Span<'a>,
+    /// Bias.
+    pub bias: Span<'a>,
+}
+
+/// A convolution of rows `[skip + rows, B, d]`.
+#[derive(Clone, Copy)]
+pub struct Convolved<'a> {
+    /// f32 `[channels, width]`.
+    pub weight: Span<'a>,
+    /// f32 `[channels]`.
+    pub bias: Span<'a>,
+    /// dk where heads share weights, else d.
+    pub channels: usize,
+    /// Rows in time that only feed it.
+    pub skip: usize,
+    /// Streams.
+    pub batch: usize,
+}
+
+/// One tensor's partial sums, and where their total goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Total {
+    /// Address of `[chunks, chunk_stride]` f32.
+    pub from: u64,
+    /// Address of the first element of the total.
+    pub to: u64,
+    /// Chunks.
+    pub chunks: usize,
+    /// Distance of chunks, in elements.
+    pub chunk_stride: usize,
+    /// Elements of the total.
+    pub columns: usize,
+    /// How many runs of columns of a chunk are added.
+    pub folds: usize,
+    /// Distance of the elements of the total.
+    pub to_stride: usize,
+    /// Whether what is there is kept and added to.
+    pub accumulate: bool,
+}
+
+/// A table of totals for [`Training::reduce`].
+pub struct Jobs {
+    table: Memory,
+    count: usize,
+}
+
+/// Ranges of the flat buffers that the optimiser visits.
+pub struct Pieces {
+    table: Memory,
+    squares: Memory,
+    count: usize,
+}
+
+/// Bytes of the structure `Job`.
+const JOB_BYTES: usize = 48;
+
+impl Training {
+    /// The table of `totals` on the device.
+    pub fn jobs(&self, totals: &[Total]) -> Jobs {
+        let mut bytes = Vec::new();
+        let mut count = 0;
+        for total in totals {
+            for first in (0..total.columns).step_by(JOB_COLUMNS) {
+                let columns = JOB_COLUMNS.min(total.columns - first);
+                for long in [
+                    total.from + 4 * first as u64,
+                    total.to + 4 * (first * total.to_stride) as u64,
+                    total.chunk_stride as u64,
+                ] {
+                    bytes.extend_from_slice(&long.to_ne_bytes());
+                }
+                for int in [
+                    total.chunks,
+                    columns,
+                    total.folds,
+                    total.columns,
+                    total.to_stride,
+                    usize::from(total.accumulate),
+                ] {
+                    bytes.extend_from_slice(&(int as u32).to_ne_bytes());
+                }
+                count += 1;
+            }
+        }
+        debug_assert_eq!(bytes.len(), count * JOB_BYTES);
+        Jobs {
+            table: self.gpu.upload_new(&bytes),
+            count,
+        }
+    }
+
+    /// Adds all chunks of all tensors of a table, in order.
+    pub fn reduce(&self, jobs: &Jobs) {
+        let arguments = [Argument::from(&jobs.table)];
+        // SAFETY: the table's addresses are those of live memory of the stated sizes, which its maker vouches for.
+        unsafe {
+            self.launch(
+                &self.rows.reduce,
+                Launch::new(jobs.count, THREADS as u32),
+                &arguments,
+                &[((&jobs.table).into(), jobs.count * JOB_BYTES)],
+            );
+        }
+    }
+
+    /// Cuts ranges into pieces.
+    pub fn pieces(&self, ranges: &[Range<usize>]) -> Pieces {
+        let mut bytes = Vec::new();
+        for range in ranges {
+            for start in range.clone().step_by(PIECE) {
+                for word in [start, PIECE.min(range.end - start)] {
+                    bytes.extend_from_slice(&(word as u64).to_ne_bytes());
+                }
+            }
+        }
+        let count = bytes.len() / 16;
+        Pieces {
+            table: self.gpu.upload_new(&bytes),
+            squares: self.gpu.allocate(8 * count),
+            count,
+        }
+    }
+
+    /// The sum of squares of all pieces of f32 `gradients`, as f64 to `out`.
+    pub fn sum_squares(&self, gradients: Span<'_>, pieces: &Pieces, out: Span<'_>) {
+        let arguments = [gradients.argument(), (&pieces.table).into(), (&pieces.squares).into()];
+        // SAFETY: pieces lie inside the flat buffers, which have one size.
+        unsafe {
+            self.launch(
+                &self.rows.squares,
+                Launch::new(pieces.count, THREADS as u32),
+                &arguments,
+                &[],
+            );
+            self.launch(
+                &self.rows.sum_squares,
+                Launch::new(1, THREADS as u32),
+                &[(&pieces.squares).into(), out.argument(), pieces.count.into()],
+                &[(out, 8)],
+            );
+        }
+    }
+
+    /// Adam's step `t` on the pieces of the flat f32 buffers; `copy` gets the stored form of the parameters.
+    pub fn adam(
+        &self,
+        [data, gradients, first, second]: [Span<'_>; 4],
+        copy: Option<Span<'_>>,
+        pieces: &Pieces,
+        adam: &Adam,
+        (t, rate, factor): (u64, f64, f64),
+    ) {
+        let t = t.min(1 << 30) as i32;
+        let (bias1, bias2) = (1.0 - adam.beta1.powi(t), 1.0 - adam.beta2.powi(t));
+        let numbers = [
+            factor,
+            rate / bias1,
+            1.0 / bias2.sqrt(),
+            adam.beta1,
+            1.0 - adam.beta1,
+            adam.beta2,
+            1.0 - adam.beta2,
+            adam.epsilon,
+        ];
+        let mut arguments = vec![
+            data.argument(),
+            gradients.argument(),
+            first.argument(),
+            second.argument(),
+            copy.map_or(Argument::NULL, |copy| copy.argument()),
+            (&pieces.table).into(),
+        ];
+        arguments.extend(numbers.map(|x| Argument::F32(x as f32)));
+        // SAFETY: pieces lie inside the flat buffers, which have one size.
+        unsafe {
+            self.launch(
+                &self.rows.adam,
+                Launch::new(pieces.count, THREADS as u32),
+                &arguments,
+                &[],
+            );
+        }
+    }
+
+    /// The stored form of `count` f32.
+    pub fn copy(&self, from: Span<'_>, to: Span<'_>, count: usize) {
+        let arguments = [from.argument(), to.argument(), Argument::I64(count as i64)];
+        let needs = [(from, 4 * count), (to, self.value_bytes() * count)];
+        // SAFETY: `count` elements of each.
+        unsafe {
+            self.launch(
+                &self.rows.copy,
+                Launch::new(count.div_ceil(THREADS), THREADS as u32),
+                &arguments,
+                &needs,
+            );
+        }
+    }
+
+    /// Rows of an f32 table by id, to f32 `x`.
+    pub fn embed(&self, ids: Span<'_>, table: Span<'_>, x: Span<'_>, rows: usize, d: usize) {
+        let arguments = [ids.argument(), table.argument(), x.argument(), d.into()];
+        // SAFETY: ids are below the table's length, which the text vouches for.
+        unsafe {
+            self.launch(
+                &self.rows.embed,
+                Launch::new(rows, THREADS as u32),
+                &arguments,
+                &[(ids, 4 * rows), (x, 4 * rows * d)],
+            );
+        }
+    }
+
+    /// Sums of the rows of f32 `dx` by id, in `chunks` shares `[chunks, vocabulary, d]`.
+    pub fn embed_gradient(
+        &self,
+        ids: Span<'_>,
+        dx: Span<'_>,
+        to: Span<'_>,
+        [rows, vocabulary, d, chunks]: [usize; 4],
+        accumulate: bool,
+    ) {
+        let arguments = [
+            ids.argument(),
+            dx.argument(),
+            to.argument(),
+            rows.into(),
+            d.into(),
+            usize::from(accumulate).into(),
+        ];
+        let needs = [(ids, 4 * rows), (dx, 4 * rows * d), (to, 4 * chunks * vocabulary * d)];
+        // SAFETY: lengths as checked.
+        unsafe {
+            self.launch(
+                &self.rows.embed_gradient,
+                Launch::new((vocabulary, chunks), THREADS as u32),
+                &arguments,
+                &needs,
+            );
+        }
+    }
+
+    /// Layer norm of `residual`, or of it plus a branch; `sinusoid`, f32, is that of the first row's time.
+    pub fn norm(
+        &self,
+        residual: Span<'_>,
+        branch: Option<Branch<'_>>,
+        masks: &Masks<'_>,
+        norm: &Norm<'_>,
+        sinusoid: Option<Span<'_>>,
+        normal: Span<'_>,
+        statistics: Span<'_>,
+        [rows, d, batch]: [usize; 3],
+    ) {
+        let optional = |span: Option<Span<'_>>| span.map_or(Argument::NULL, |span| span.argument());
+        let arguments = [
+            residual.argument(),
+            optional(branch.map(|branch| branch.values)),
+            optional(branch.map(|branch| branch.bias)),
+            Structure::default().masks(masks).argument(),
+            branch.map_or(0, |branch| branch.place).into(),
+            norm.gain.argument(),
+            norm.bias.argument(),
+            optional(sinusoid),
+            optional(branch.map(|branch| branch.sum)),
+            normal.argument(),
+            statistics.argument(),
+            rows.into(),
+            d.into(),
+            batch.into(),
+        ];
+        let value = self.value_bytes();
+        let mut needs = vec![
+            (residual, 4 * rows * d),
+            (normal, value * rows * d),
+            (statistics, 8 * rows),
+            (norm.gain, 4 * d),
+            (norm.bias, 4 * d),
+        ];
+        if let Some(branch) = branch {
+            needs.extend([
+                (branch.values, value * rows * d),
+                (branch.bias, 4 * d),
+                (branch.sum, 4 * rows * d),
+            ]);
+        }
+        if let Some(sinusoid) = sinusoid {
+            needs.push((sinusoid, 4 * rows / batch * d));
+        }
+        // SAFETY: lengths as checked.
+        unsafe {
+            self.launch(
+                &self.rows.norm,
+                Launch::new(rows.div_ceil(THREADS / 32), THREADS as u32),
+                &arguments,
+                &needs,
+            );
+        }
+    }
+
+    /// Gradient of a layer norm over the rows of `memory`, then of `x`, from f32 `dy`; added to `dx` of the latter, or
+    /// set. Partial sums `[chunks, 2, d]`.
+    pub fn norm_gradient(
+        &self,
+        memory: Option<Span<'_>>,
+        x: Span<'_>,
+        statistics: Span<'_>,
+        gain: Span<'_>,
+        dy: Span<'_>,
+        dx: Span<'_>,
+        partial: Span<'_>,
+        [rows, remembered, d]: [usize; 3],
+        replace: bool,
+    ) {
+        let arguments = [
+            memory.map_or(Argument::NULL, |memory| memory.argument()),
+            x.argument(),
+            statistics.argument(),
+            gain.argument(),
+            dy.argument(),
+            dx.argument(),
+            partial.argument(),
+            rows.into(),
+            remembered.into(),
+            d.into(),
+            usize::from(replace).into(),
+        ];
+        let chunks = rows.div_ceil(CHUNK);
+        let mut needs = vec![
+            (x, 4 * (rows - remembered) * d),
+            (statistics, 8 * rows),
+            (gain, 4 * d),
+            (dy, 4 * rows * d),
+            (dx, 4 * (rows - remembered) * d),
+            (partial, 8 * chunks * d),
+        ];
+        if let Some(memory) = memory {
+            needs.push((memory, 4 * remembered * d));
+        }
+        // SAFETY: lengths as checked.
+        unsafe {
+            self.launch(
+                &self.rows.norm_gradient,
+                Launch::new(chunks, THREADS as u32),
+                &arguments,
+                &needs,
+            );
+        }
+    }
+
+    /// `h = dropout(relu(h + bias))`.
+    pub fn relu(&self, h: Span<'_>, bias: Span<'_>, masks: &Masks<'_>, place: usize, [rows, width]: [usize; 2]) {
+        let arguments = [
+            h.argument(),
+            bias.argument(),
+            Structure::default().masks(masks).argument(),
+            place.into(),
+            (rows * width).into(),
+            width.into(),
+        ];
+        // SAFETY: lengths as checked.
+        unsafe {
+            self.launch(
+                &self.rows.relu,
+                Launch::new((rows * width).div_ceil(THREADS), THREADS as u32),
+                &arguments,
+                &[(h, self.value_bytes() * rows * width), (bias, 4 * width)],
+            );
+        }
+    }
+
+    fn columns(rows: usize, width: usize) -> Launch {
+        Launch::new((width.div_ceil(32), rows.div_ceil(CHUNK)), THREADS as u32)
+    }
+
+    /// Stored `out = dx * mask` and partial sums of its columns, `[chunks, width]`.
+    pub fn branch_gradient(
+        &self,
+        dx: Span<'_>,
+        out: Span<'_>,
+        partial: Span<'_>,
+        masks: &Masks<'_>,
+        place: usize,
+        [rows, width]: [usize; 2],
+    ) {
+        let arguments = [
+            dx.argument(),
+            out.argument(),
+            partial.argument(),
+            Structure::default().masks(masks).argument(),
+            place.into(),
+            rows.into(),
+            width.into(),
+        ];
+        let needs = [
+            (dx, 4 * rows * width),
+            (out, self.value_bytes() * rows * width),
+            (partial, 4 * rows.div_ceil(CHUNK) * width),
+        ];
+        // SAFETY: lengths as checked.
+        unsafe {
+            self.launch(
+                &self.rows.branch_gradient,
+                Self::columns(rows, width),
+                &arguments,
+                &needs,
+            );
+        }
+    }
+
+    /// `dh` through [`Training::relu`], in place, and partial sums of its columns, `[chunks, width]`.
+    pub fn relu_gradient(
+        &self,
+        h: Span<'_>,
+        dh: Span<'_>,
+        partial: Span<'_>,
+        masks: &Masks<'_>,
+        [rows, width]: [usize; 2],
+    ) {
+        let keep = if masks.threshold == 0 { 1.0 } else { masks.keep };
+        let arguments = [
+            h.argument(),
+            dh.argument(),
+            partial.argument(),
+            keep.into(),
+            rows.into(),
+            width.into(),
+        ];
+        let values = self.value_bytes() * rows * width;
+        let needs = [(h, values), (dh, values), (partial, 4 * rows.div_ceil(CHUNK) * width)];
+        // SAFETY: lengths as checked.
+        unsafe {
+            self.launch(&self.rows.relu_gradient, Self::columns(rows, width), &arguments, &needs);
+        }
+    }
+
+    /// Partial sums of columns of stored values, `[chunks, width]`.
+    pub fn column_sums(&self, x: Span<'_>, partial: Span<'_>, [rows, width]: [usize; 2]) {
+        let arguments = [x.argument(), partial.argument(), rows.into(), width.into()];
+        let needs = [
+            (x, self.value_bytes() * rows * width),
+            (partial, 4 * rows.div_ceil(CHUNK) * width),
+        ];
+        // SAFETY: lengths as checked.
+        unsafe {
+            self.launch(&self.rows.column_sums, Self::columns(rows, width), &arguments, &needs);
+        }
+    }
+
+    /// Convolves stored rows `[skip + rows / B, B, d]` to `y` `[rows, d]`.
+    pub fn convolve(&self, x: Span<'_>, by: &Convolved<'_>, y: Span<'_>, [rows, d]: [usize; 2]) {
+        let arguments = [
+            x.argument(),
+            by.weight.argument(),
+            by.bias.argument(),
+            y.argument(),
+            rows.into(),
+            by.skip.into(),
+            by.batch.into(),
+            d.into(),
+            by.channels.into(),
+        ];
+        let value = self.value_bytes();
+        let needs = [
+            (x, value * (rows + by.skip * by.batch) * d),
+            (by.weight, 4 * by.channels * self.rows.width),
+            (by.bias, 4 * by.channels),
+            (y, value * rows * d),
+        ];
+        // SAFETY: lengths as checked.
+        unsafe {
+            self.launch(
+                &self.rows.convolve,
+                Launch::new((rows * d).div_ceil(THREADS), THREADS as u32),
+                &arguments,
+                &needs,
+            );
+        }
+    }
+
+    /// Gradient of [`Training::convolve`]: `rows` counts those of `x` and `dx`, with the skipped ones. Partial sums
+    /// `[chunks, width + 2, d]` of the weights, the bias and `dx`.
+    pub fn convolve_gradient(
+        &self,
+        x: Span<'_>,
+        dy: Span<'_>,
+        by: &Convolved<'_>,
+        dx: Span<'_>,
+        partial: Span<'_>,
+        [rows, d]: [usize; 2],
+    ) {
+        let arguments = [
+            x.argument(),
+            dy.argument(),
+            by.weight.argument(),
+            dx.argument(),
+            partial.argument(),
+            rows.into(),
+            by.skip.into(),
+            by.batch.into(),
+            d.into(),
+            by.channels.into(),
+        ];
+        let value = self.value_bytes();
+        let needs = [
+            (x, value * rows * d),
+            (dy, value * (rows - by.skip * by.batch) * d),
+            (by.weight, 4 * by.channels * self.rows.width),
+            (dx, value * rows * d),
+            (partial, 4 * rows.div_ceil(CHUNK) * (self.rows.width + 2) * d),
+        ];
+        // SAFETY: lengths as checked.
+        unsafe {
+            self.launch(&self.rows.convolve_gradient, Self::columns(rows, d), &arguments, &needs);
+        }
+    }
+
+    /// Turns the pairs of every head by the angles of its time, f32 `[times, dk / 2]`, or back.
+    pub fn rotate(
+        &self,
+        x: Span<'_>,
+        [cosines, sines]: [Span<'_>; 2],
+        back: bool,
+        [rows, batch, d, head_dim]: [usize; 4],
+    ) {
+        let arguments = [
+            x.argument(),
+            cosines.argument(),
+            sines.argument(),
+            (if back { -1.0f32 } else { 1.0 }).into(),
+            rows.into(),
+            batch.into(),
+            d.into(),
+            head_dim.into(),
+        ];
+        let angles = 4 * rows / batch * (head_dim / 2);
+        let needs = [(x, self.value_bytes() * rows * d), (cosines, angles), (sines, angles)];
+        // SAFETY: lengths as checked.
+        unsafe {
+            self.launch(
+                &self.rows.rotate,
+                Launch::new((rows * d / 2).div_ceil(THREADS), THREADS as u32),
+                &arguments,
+                &needs,
+            );
+        }
+    }
+
+    /// Losses and correctness of f32 logits plus bias; `gradient`, stored, of `scale` times the summed loss.
+    pub fn cross_entropy(
+        &self,
+        logits: Span<'_>,
+        bias: Span<'_>,
+        targets: Span<'_>,
+        gradient: Option<Span<'_>>,
+        losses: Span<'_>,
+        correct: Span<'_>,
+        [rows, vocabulary]: [usize; 2],
+        scale: f64,
+    ) {
+        let arguments = [
+            logits.argument(),
+            bias.argument(),
+            targets.argument(),
+            gradient.map_or(Argument::NULL, |gradient| gradient.argument()),
+            losses.argument(),
+            correct.argument(),
+            vocabulary.into(),
+            Argument::F32(scale as f32),
+        ];
+        let mut needs = vec![
+            (logits, 4 * rows * vocabulary),
+            (bias, 4 * vocabulary),
+            (targets, 4 * rows),
+            (losses, 4 * rows),
+            (correct, 4 * rows),
+        ];
+        if let Some(gradient) = gradient {
+            needs.push((gradient, self.value_bytes() * rows * vocabulary));
+        }
+        // SAFETY: lengths as checked; targets are below the vocabulary, which the text vouches for.
+        unsafe {
+            self.launch(&self.rows.cross_entropy, Launch::new(rows, 128), &arguments, &needs);
+        }
+    }
+
+    /// The sums of losses and of correct rows, as two f64.
+    pub fn outcome(&self, losses: Span<'_>, correct: Span<'_>, out: Span<'_>, rows: usize, accumulate: bool) {
+        let arguments = [
+            losses.argument(),
+            correct.argument(),
+            out.argument(),
+            rows.into(),
+            usize::from(accumulate).into(),
+        ];
+        let needs = [(losses, 4 * rows), (correct, 4 * rows), (out, 16)];
+        // SAFETY: lengths as checked.
+        unsafe {
+            self.launch(&self.rows.outcome, Launch::new(1, THREADS as u32), &arguments, &needs);
+        }
+    }
+
+    /// Moves every layer's f32 memory (`kept` elements) up by a segment (`segment` elements) and puts `x` behind it.
+    pub fn remember(&self, memory: Span<'_>, x: Span<'_>, [layers, kept, segment]: [usize; 3]) {
+        if kept == 0 {
+            return;
+        }
+        let arguments = [
+            memory.argument(),
+            x.argument(),
+            Argument::I64(kept as i64),
+            Argument::I64(segment as i64),
+        ];
+        let needs = [(memory, 4 * layers * kept), (x, 4 * layers * segment)];
+        // SAFETY: lengths as checked.
+        unsafe {
+            self.launch(
+                &self.rows.remember,
+                Launch::new((segment.div_ceil(THREADS), layers), THREADS as u32),
+                &arguments,
+                &needs,
+            );
+        }
+    }
+}
