@@ -55,12 +55,20 @@ template <int MODE> DEVICE void stage_queries(uint4* out, const elem* queries, c
 // WARP_TOKENS keys as B operands: lane 4 g + t holds elements 32 p + 8 t .. + 7 of token 8 i + g.
 typedef uint4 Keys[TOKEN_TILES][PIECES];
 
+// `keys` is this lane's: of token g, elements 8 t .. + 7.
+DEVICE const elem* lane_keys(const elem* keys) {
+    const int lane = threadIdx.x & 31;
+    return keys + (lane >> 2) * ROW_ELEMS + (lane & 3) * 8;
+}
 DEVICE void load_keys(Keys& a, const elem* keys, u32 token, u32 last, int kv) {
     const int lane = threadIdx.x & 31;
+    keys += (u64)token * ROW_ELEMS + kv * HEAD_DIM;
+    const bool whole = token + WARP_TOKENS - 1 <= last;
+    const int left = (int)last - (int)token - (lane >> 2);                  // keys below this lane's first
 #pragma unroll
     for (int i = 0; i < TOKEN_TILES; i++) {
-        u32 t = min(token + i * 8 + (lane >> 2), last);
-        const elem* row = keys + (u64)t * ROW_ELEMS + kv * HEAD_DIM + (lane & 3) * 8;
+        const elem* row = keys + i * 8 * ROW_ELEMS;
+        if (!whole) row = keys + (i64)min(i * 8, left) * ROW_ELEMS;         // beyond the last: that again
 #pragma unroll
         for (int p = 0; p < PIECES; p++) {
             if (HEAD_DIM % 32 == 0 || p * 32 + (lane & 3) * 8 < HEAD_DIM) a[i][p] = load_streaming(row + p * 32);
@@ -119,6 +127,7 @@ template <int MODE> DEVICE void sums_body(float2* partial, float* scores, const 
     float sum[TILES][2] = {};
     const u32 stride = gridDim.x * SUM_WARPS * WARP_TOKENS;
     u32 token = (s.n_init & ~31) + (blockIdx.x * SUM_WARPS + warp) * WARP_TOKENS;
+    keys = lane_keys(keys);
     Keys now, next;
     load_keys(now, keys, token, bounds.last_stored, kv);
 #pragma unroll 2
@@ -219,17 +228,18 @@ template <int MODE> DEVICE void votes_body(float* votes, const elem* queries, co
     Bounds bounds = read_spans(ends, s, stored, rows);
     const u32 stride = gridDim.x * VOTE_WARPS * WARP_TOKENS;
     u32 token = (s.n_init & ~31) + (blockIdx.x * VOTE_WARPS + warp) * WARP_TOKENS;
+    keys = lane_keys(keys);
     Keys now, next;
     load_keys(now, keys, token, bounds.last_stored, 0);
     for (; token < (u32)bounds.greatest_end; token += stride) {
         float vote[TOKEN_TILES][MODE == 16 ? 4 : 2] = {};
         const uint4* q = shared + lane;
         const float4* head = heads + g;
-#pragma unroll (KV_HEADS % 2 == 0 ? 2 : 1)
+#pragma unroll 1
         for (int kv = 1; kv <= KV_HEADS; kv++, q += TILES * PIECES * 64, head += TILES * 8) {
             const bool wrap = kv == KV_HEADS;
             load_keys(next, keys, wrap ? token + stride : token, bounds.last_stored, wrap ? 0 : kv);
-#pragma unroll
+#pragma unroll (MODE == 16 || GROUP % 2 == 0 ? 4 : TILES)
             for (int j = 0; j < TILES; j++) {
                 float c[TOKEN_TILES][4];
                 score_tile(c, now, q + j * PIECES * 64);

@@ -91,35 +91,60 @@ template <int T> DEVICE void multiply(float (&c)[T][4], const u32 (&a)[HEAD_DIM 
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 }
 
-// Queries of one KV head: [set][64 elements][column][128 bytes], swizzled.
-template <int MODE> DEVICE void stage_wide(u8* out, const elem* queries, const Select& s, int kv) {
+// Queries of `heads` KV heads from `kv` on: [KV head][set][64 elements][column][128 bytes], swizzled. Loads four at a time.
+template <int MODE> DEVICE void stage_wide(u8* out, const elem* queries, const Select& s, int kv, int heads) {
     typedef Wide<MODE> W;
+    const int count = heads * W::USED * HEAD_DIM;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < W::USED * HEAD_DIM; i += blockDim.x) {
-        int e = i % (HEAD_DIM / 8), column = i / (HEAD_DIM / 8) % (W::TILES * 8), set = i / (W::TILES * HEAD_DIM);
-        int chunk = MODE == 1 ? 0 : set * 8 + (column & 7), j = MODE == 1 ? column : column >> 3;
-        int head = (s.flags & 2) ? j * KV_HEADS + kv : kv * GROUP + j;
-        uint4 v = make_uint4(0, 0, 0, 0);
-        if (chunk < s.chunks && j < GROUP) v = *(const uint4*)(queries + ((i64)chunk * HEADS + head) * HEAD_DIM + e * 8);
-        *(uint4*)(out + set * W::SET_BYTES + (e >> 3) * W::TILES * 1024 + column * 128 + (((e ^ column) & 7) << 4)) = v;
+    for (int base = threadIdx.x; base < count; base += blockDim.x * 4) {
+        uint4 v[4];
+#pragma unroll
+        for (int u = 0; u < 4; u++) {
+            int i = base + u * blockDim.x, e = i % (HEAD_DIM / 8), column = i / (HEAD_DIM / 8) % (W::TILES * 8);
+            int set = i / (W::TILES * HEAD_DIM) % W::SETS, k = kv + i / (W::USED * HEAD_DIM);
+            int chunk = MODE == 1 ? 0 : set * 8 + (column & 7), j = MODE == 1 ? column : column >> 3;
+            int head = (s.flags & 2) ? j * KV_HEADS + k : k * GROUP + j;
+            v[u] = make_uint4(0, 0, 0, 0);
+            if (i < count && chunk < s.chunks && j < GROUP) v[u] = *(const uint4*)(queries + ((i64)chunk * HEADS + head) * HEAD_DIM + e * 8);
+        }
+#pragma unroll
+        for (int u = 0; u < 4; u++) {
+            int i = base + u * blockDim.x, e = i % (HEAD_DIM / 8), column = i / (HEAD_DIM / 8) % (W::TILES * 8);
+            int at = i / (W::TILES * HEAD_DIM) * W::SET_BYTES + (e >> 3) * W::TILES * 1024 + column * 128 + (((e ^ column) & 7) << 4);
+            if (i < count) *(uint4*)(out + at) = v[u];
+        }
     }
 }
 
-// 16 keys of one KV head into a stage of this warp: rows of HEAD_DIM * 2 bytes, 16-byte pieces swizzled by the row.
-DEVICE void fetch_keys(u8* stage, const elem* keys, u32 token, u32 last, int kv) {
-    constexpr int LINE = HEAD_DIM / 8, ROWS = 32 / LINE;                    // 16-byte pieces of a key; keys per turn
-    const int lane = threadIdx.x & 31, piece = lane % LINE, row = lane / LINE;
-    const elem* from = keys + (u64)kv * HEAD_DIM + piece * 8;
-    u8* to = stage + row * HEAD_DIM * 2;
+#define LINE (HEAD_DIM / 8)                         // 16-byte pieces of a key
+#define TURN_ROWS (32 / LINE)                       // keys that a warp copies at a time
+
+// This lane's piece of the first keys of a stage: rows of HEAD_DIM * 2 bytes, their pieces swizzled by the row.
+DEVICE u32 lane_stage(u8* stage) {
+    const int lane = threadIdx.x & 31, row = lane / LINE;
+    return shared_address(stage) + row * HEAD_DIM * 2 + (((lane % LINE) ^ row) << 4);
+}
+DEVICE const elem* lane_keys(const elem* keys, int kv) {
+    const int lane = threadIdx.x & 31;
+    return keys + (u64)(lane / LINE) * ROW_ELEMS + kv * HEAD_DIM + lane % LINE * 8;
+}
+
+DEVICE void cp_async_at(u32 shared, const elem* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+
+// 16 keys of one KV head into a stage of this warp.
+DEVICE void fetch_keys(u32 to, const elem* from, u32 token, u32 last) {
+    from += (u64)token * ROW_ELEMS;
     if (token + 15 <= last) {
-        from += (u64)(token + row) * ROW_ELEMS;
 #pragma unroll
-        for (int i = 0; i < 16 / ROWS; i++)
-            cp_async_16(to + i * 512 + ((piece ^ ((row + i * ROWS) & 7)) << 4), from + i * ROWS * ROW_ELEMS);
+        for (int row = 0; row < 16; row += TURN_ROWS)
+            cp_async_at((to ^ ((row & 7) << 4)) + row * HEAD_DIM * 2, from + row * ROW_ELEMS);
     } else {
+        const int left = (int)last - (int)token - (int)(threadIdx.x & 31) / LINE;           // keys below this lane's first
 #pragma unroll 1
-        for (int i = 0; i < 16 / ROWS; i++)
-            cp_async_16(to + i * 512 + ((piece ^ ((row + i * ROWS) & 7)) << 4), from + (u64)min(token + row + i * ROWS, last) * ROW_ELEMS);
+        for (int row = 0; row < 16; row += TURN_ROWS)                                       // beyond the last: that again
+            cp_async_at((to ^ ((row & 7) << 4)) + row * HEAD_DIM * 2, from + (i64)min(row, left) * ROW_ELEMS);
     }
 }
 
@@ -144,24 +169,27 @@ template <int MODE> DEVICE void sums_body(float2* partial, float* scores, const 
     typedef Wide<MODE> W;
     constexpr int STAGES = SUM_STAGES;
     extern __shared__ uint4 shared[];
-    __shared__ int ends[16];
+    __shared__ int ends[17];
     u8* staged = align_1024(shared);
     u8* ring = staged + W::QUERY_BYTES;
     float2* references = (float2*)(ring + SUM_GROUPS * 4 * STAGES * STAGE_BYTES);           // [warp][tile][lane]
     const int kv = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2;
     let_next_kernel_start();
-    wait_for_previous_kernel();
     Bounds bounds = read_spans(ends, s, stored, rows);
     const u32 stride = gridDim.x * SUM_GROUPS * 64, end = bounds.greatest_end, last = bounds.last_stored;
     u32 token = (s.n_init & ~63) + (blockIdx.x * SUM_GROUPS * 4 + warp) * 16;               // of this warp
     const u32 group_token = 0xffffffc0u;                                                    // token & this: of the group
+    if (threadIdx.x == 0) ends[16] = bounds.least_end;                      // out of the registers
     ring += warp * STAGES * STAGE_BYTES;
+    const u32 to = lane_stage(ring);
+    const elem* from = lane_keys(keys, kv);
 #pragma unroll
     for (int i = 0; i < STAGES; i++) {
-        if (token + i * stride < end) fetch_keys(ring + i * STAGE_BYTES, keys, token + i * stride, last, kv);
+        if (token + i * stride < end) fetch_keys(to + i * STAGE_BYTES, from, token + i * stride, last);
         cp_async_commit();
     }
-    stage_wide<MODE>(staged, queries, s, kv);
+    wait_for_previous_kernel();                     // the queries; the keys are older
+    stage_wide<MODE>(staged, queries, s, kv, 1);
     float2* reference = references + warp * W::USED * 32 + lane;
 #pragma unroll
     for (int j = 0; j < W::USED; j++) reference[j * 32] = make_float2(UNSET, UNSET);
@@ -174,11 +202,11 @@ template <int MODE> DEVICE void sums_body(float2* partial, float* scores, const 
         u32 a[HEAD_DIM / 16][4];
         read_keys(a, ring_at + stage * STAGE_BYTES);
         __syncwarp();
-        if (token + STAGES * stride < end) fetch_keys(ring + stage * STAGE_BYTES, keys, token + STAGES * stride, last, kv);
+        if (token + STAGES * stride < end) fetch_keys(to + stage * STAGE_BYTES, from, token + STAGES * stride, last);
         cp_async_commit();
         stage = stage == STAGES - 1 ? 0 : stage + 1;
         const int t = (int)token + g;
-        const bool partly = token + 16 > (u32)bounds.least_end || (int)token < s.n_init;
+        const bool partly = token + 16 > (u32)ends[16] || (int)token < s.n_init;
 #pragma unroll
         for (int set = 0; set < W::SETS; set++) {
             float c[W::TILES][4];
@@ -197,30 +225,36 @@ template <int MODE> DEVICE void sums_body(float2* partial, float* scores, const 
                     for (int k = 0; k < 4; k++)
                         if (t + k / 2 * 8 < s.n_init || t + k / 2 * 8 >= (k & 1 ? end1 : end0)) c[j][k] = NEG_INF;
             }
-            float x[W::TILES][2], greatest = 0.0f;
+            constexpr int AT_ONCE = 4;                  // tiles between two looks at the sums: as many as registers allow
 #pragma unroll
-            for (int j = 0; j < W::TILES; j++) {
-                float2 r = reference[(set * W::TILES + j) * 32];
-                const float* before = sum[set * W::TILES + j];
-                x[j][0] = before[0] + (exp2_fast(fmaf(c[j][0], s.scale_log2, -r.x)) + exp2_fast(fmaf(c[j][2], s.scale_log2, -r.x)));
-                x[j][1] = before[1] + (exp2_fast(fmaf(c[j][1], s.scale_log2, -r.y)) + exp2_fast(fmaf(c[j][3], s.scale_log2, -r.y)));
-                greatest = fmaxf(greatest, fmaxf(x[j][0], x[j][1]));
-            }
-            if (greatest > 1e30f) {
-                // Scores far above the lane's references (or the first ones): higher references, with room above.
+            for (int first = 0; first < W::TILES; first += AT_ONCE) {
+                float x[AT_ONCE][2], greatest = 0.0f;
 #pragma unroll
-                for (int j = 0; j < W::TILES; j++) {
+                for (int i = 0; i < AT_ONCE && first + i < W::TILES; i++) {
+                    const int j = first + i;
                     float2 r = reference[(set * W::TILES + j) * 32];
                     const float* before = sum[set * W::TILES + j];
-                    float a = fmaxf(r.x, ceilf(fmaf(fmaxf(c[j][0], c[j][2]), s.scale_log2, 60.0f)));
-                    float b = fmaxf(r.y, ceilf(fmaf(fmaxf(c[j][1], c[j][3]), s.scale_log2, 60.0f)));
-                    reference[(set * W::TILES + j) * 32] = make_float2(a, b);
-                    x[j][0] = before[0] * exp2_fast(r.x - a) + (exp2_fast(fmaf(c[j][0], s.scale_log2, -a)) + exp2_fast(fmaf(c[j][2], s.scale_log2, -a)));
-                    x[j][1] = before[1] * exp2_fast(r.y - b) + (exp2_fast(fmaf(c[j][1], s.scale_log2, -b)) + exp2_fast(fmaf(c[j][3], s.scale_log2, -b)));
+                    x[i][0] = before[0] + (exp2_fast(fmaf(c[j][0], s.scale_log2, -r.x)) + exp2_fast(fmaf(c[j][2], s.scale_log2, -r.x)));
+                    x[i][1] = before[1] + (exp2_fast(fmaf(c[j][1], s.scale_log2, -r.y)) + exp2_fast(fmaf(c[j][3], s.scale_log2, -r.y)));
+                    greatest = fmaxf(greatest, fmaxf(x[i][0], x[i][1]));
                 }
-            }
+                if (greatest > 1e30f) {
+                    // Scores far above the lane's references (or the first ones): higher references, with room above.
 #pragma unroll
-            for (int j = 0; j < W::TILES; j++) sum[set * W::TILES + j][0] = x[j][0], sum[set * W::TILES + j][1] = x[j][1];
+                    for (int i = 0; i < AT_ONCE && first + i < W::TILES; i++) {
+                        const int j = first + i;
+                        float2 r = reference[(set * W::TILES + j) * 32];
+                        const float* before = sum[set * W::TILES + j];
+                        float a = fmaxf(r.x, ceilf(fmaf(fmaxf(c[j][0], c[j][2]), s.scale_log2, 60.0f)));
+                        float b = fmaxf(r.y, ceilf(fmaf(fmaxf(c[j][1], c[j][3]), s.scale_log2, 60.0f)));
+                        reference[(set * W::TILES + j) * 32] = make_float2(a, b);
+                        x[i][0] = before[0] * exp2_fast(r.x - a) + (exp2_fast(fmaf(c[j][0], s.scale_log2, -a)) + exp2_fast(fmaf(c[j][2], s.scale_log2, -a)));
+                        x[i][1] = before[1] * exp2_fast(r.y - b) + (exp2_fast(fmaf(c[j][1], s.scale_log2, -b)) + exp2_fast(fmaf(c[j][3], s.scale_log2, -b)));
+                    }
+                }
+#pragma unroll
+                for (int i = 0; i < AT_ONCE && first + i < W::TILES; i++) sum[set * W::TILES + first + i][0] = x[i][0], sum[set * W::TILES + first + i][1] = x[i][1];
+            }
         }
     }
     // Lanes of a column, then warps.
@@ -258,24 +292,25 @@ template <int MODE> DEVICE void votes_body(float* votes, const elem* queries, co
     float4* heads = (float4*)(ring + VOTE_GROUPS * 4 * STAGES * STAGE_BYTES);               // [kv][tile][4]: two columns each
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2;
     let_next_kernel_start();
-    wait_for_previous_kernel();
     Bounds bounds = read_spans(ends, s, stored, rows);
     const u32 stride = gridDim.x * VOTE_GROUPS * 64, end = bounds.greatest_end, last = bounds.last_stored;
     u32 token = (s.n_init & ~63) + (blockIdx.x * VOTE_GROUPS * 4 + warp) * 16;
     const u32 group_token = 0xffffffc0u;
     ring += warp * STAGES * STAGE_BYTES;
+    const u32 to = lane_stage(ring);
+    const elem* from = lane_keys(keys, 0);
     // The fetches run STAGES (token, KV head) pairs ahead.
     u32 ahead = token;
     int ahead_kv = 0;
     auto fetch_next = [&](int stage) {
-        if (ahead < end) fetch_keys(ring + stage * STAGE_BYTES, keys, ahead, last, ahead_kv);
+        if (ahead < end) fetch_keys(to + stage * STAGE_BYTES, from + ahead_kv * HEAD_DIM, ahead, last);
         cp_async_commit();
         if (++ahead_kv == KV_HEADS) ahead_kv = 0, ahead += stride;
     };
 #pragma unroll
     for (int i = 0; i < STAGES; i++) fetch_next(i);
-#pragma unroll 1
-    for (int kv = 0; kv < KV_HEADS; kv++) stage_wide<MODE>(staged + kv * W::QUERY_BYTES, queries, s, kv);
+    stage_wide<MODE>(staged, queries, s, 0, KV_HEADS);
+    wait_for_previous_kernel();                     // the weights; keys and queries are older
     for (int i = threadIdx.x; i < KV_HEADS * W::USED * 4; i += blockDim.x) {
         float4 w = ((const float4*)weights)[i / (W::USED * 4) * (W::COLUMNS / 2) + i % (W::USED * 4)];
         heads[i] = make_float4(-w.x, w.y, -w.z, w.w);

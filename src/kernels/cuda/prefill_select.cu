@@ -46,6 +46,7 @@
 //   instead of 10.4 us for one chunk.
 // - votes_from_scores: four tokens a thread instead of one, 52 -> 34 us at 1M.
 
+
 // ---- queries -------------------------------------------------------------------------------------------------------
 
 #define QUERY_WARPS 8
@@ -86,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(QUERY_WARPS * 32, HEAD_DIM == 64 ||
     const elem* q = qkv + (i64)chunk * chunk_rows * PITCH + head * HEAD_DIM + d;
     float lo[QUERY_HEADS][PER] = {}, hi[QUERY_HEADS][PER] = {};
     if (lane_row < WARP_ROWS) {
-#pragma unroll 2
+#pragma unroll 1
         for (int r = begin + warp * WARP_ROWS + lane_row; r < end; r += QUERY_WARPS * WARP_ROWS) {
             float c[PER], s[PER];
             const float* cp = cosines + (i64)(n_local + r) * HALF + d;

@@ -44,17 +44,21 @@ DEVICE void add_sums(float2& a, float2 b) {
     a.x = r;
 }
 
-// Ends of the candidates of all chunks of the launch into shared memory; what they have in common is returned.
+// Ends of the candidates of all chunks of the launch into shared memory ends[16]; what they have in common is returned.
 struct Bounds { int last_stored, least_end, greatest_end; };
 DEVICE Bounds read_spans(int* ends, const Select& s, const int* stored, const int* rows) {
-    if (threadIdx.x < 16) ends[threadIdx.x] = threadIdx.x < s.chunks ? candidates(s, stored[threadIdx.x], rows[threadIdx.x]).end : 0;
-    __syncthreads();
-    Bounds b = {0, 0x7fffffff, 0};
-    for (int c = 0; c < s.chunks; c++) {
-        b.least_end = min(b.least_end, ends[c]), b.greatest_end = max(b.greatest_end, ends[c]);
-        b.last_stored = max(b.last_stored, stored[c] - 1);
+    const int lane = threadIdx.x & 31;
+    const int n = lane < s.chunks ? stored[lane] : 0, end = lane < s.chunks ? candidates(s, n, rows[lane]).end : 0;
+    if (threadIdx.x < 16) ends[threadIdx.x] = end;
+    Bounds b = {n - 1, lane < s.chunks ? end : 0x7fffffff, end};
+#pragma unroll
+    for (int d = 16; d > 0; d >>= 1) {
+        b.last_stored = max(b.last_stored, __shfl_xor_sync(FULL_MASK, b.last_stored, d));
+        b.least_end = min(b.least_end, __shfl_xor_sync(FULL_MASK, b.least_end, d));
+        b.greatest_end = max(b.greatest_end, __shfl_xor_sync(FULL_MASK, b.greatest_end, d));
     }
     if (b.greatest_end <= s.n_init) b.greatest_end = 0;                     // nothing to score
+    __syncthreads();
     return b;
 }
 
