@@ -158,6 +158,11 @@ DEVICE void start_scores(const StepArgs& a, u8* shared, const Slice& s) {
         for (int unit = 0; unit < SLOTS; unit++)
             if (tile_lane + unit * TILE_LANES < s.tiles) fill_slot(a, shared, s, tile_lane, unit, policy);
     }
+#ifdef KEYS8
+    // Scales are asked for one tile ahead, less than the memory takes: they come from L2.
+    constexpr int LINE = 32 / KV_HEADS > 0 ? 32 / KV_HEADS : 1;   // tokens whose scales fill 128 bytes
+    for (int i = threadIdx.x * LINE; i < s.count; i += THREADS * LINE) prefetch_l2(a.scales8 + (i64)(s.lo + i) * KV_HEADS);
+#endif
     __syncthreads();
 #endif
 }
