@@ -7,7 +7,7 @@ mod figure;
 mod watch;
 
 use crate::bytes::human_bytes;
-use crate::cli::Context;
+use crate::cli::{Context, device};
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::manifest::{Manifest, config_hash};
@@ -293,6 +293,9 @@ pub(super) fn run(args: &RcmhaTrainArgs, context: &Context) -> Result<Outcome> {
     let runs = load(sink)?;
     manifest.data_sha256 = Measured::Value(plan.text.sha256.clone());
     manifest.seeds.insert("first".into(), args.seed);
+    if let Place::Cuda(gpu, _) = &plan.place {
+        device::record(&mut manifest, gpu);
+    }
     manifest.finish();
     let mut report = Report::new(COMMAND, context.command_line.clone(), config, manifest);
     report.tables = vec![comparison::table(&runs, &plan.kinds)?];
