@@ -152,9 +152,8 @@ pub(super) fn training_place(device: &str, dtype: Dtype) -> Result<Place> {
         (Dtype::Auto | Dtype::F32, _) => Precision::F32,
         (Dtype::Bf16, Some(_)) => Precision::Bf16,
         (Dtype::Bf16, None) if device == "auto" => {
-            return Err(device_count().err().unwrap_or_else(|| {
-                Error::environment("`--dtype bf16` trains on a GPU, and there is none").help("pass `--dtype f32`")
-            }));
+            return Err(Error::environment("`--dtype bf16` trains on a GPU, and none was found")
+                .help("pass `--dtype f32` or leave the flag out; `tokselect doctor` says what is missing"));
         }
         (Dtype::Bf16, None) => {
             return Err(Error::user("`--dtype bf16`: the CPU trains in f32")

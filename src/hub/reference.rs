@@ -10,8 +10,7 @@ use crate::error::{Error, Result, io_error};
 const FORMS: &str = "name a model directory, a `.safetensors` file, a `config.json`, or a hub model such as \
                      `Qwen/Qwen2.5-0.5B-Instruct`";
 
-const DATA_FORMS: &str = "name a `.jsonl` file, a directory that holds it, or a hub data set such as \
-                          `xinrongzhang2022/InfiniteBench`";
+const DATA_FORMS: &str = "name a file, a directory that holds such files, or a hub data set of the form `Org/Name`";
 
 /// What a reference names.
 #[derive(Debug, PartialEq, Eq)]
