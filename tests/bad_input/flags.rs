@@ -149,7 +149,11 @@ fn a_gpu_that_is_not_there() {
         );
     }
     // The type that was asked for is refused, and not replaced.
-    refuses(tokselect().args(["rcmha-train", "--dtype", "bf16"]), 3, &["--dtype bf16", "--dtype f32"]);
+    refuses(
+        tokselect().args(["rcmha-train", "--dtype", "bf16"]),
+        3,
+        &["--dtype bf16", "--dtype f32"],
+    );
 }
 
 #[test]

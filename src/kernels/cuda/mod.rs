@@ -300,8 +300,10 @@ impl Device for Cuda {
     fn recorded(&self, recording: &mut Option<Graph>, body: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         if recording.is_none() {
             let mut outcome = Ok(());
-            *recording = self.gpu.record(|| outcome = body());
+            let graph = self.gpu.record(|| outcome = body());
+            // A part of a step is not kept: the next one would replay it.
             outcome?;
+            *recording = graph;
         }
         if let Some(graph) = recording {
             graph.launch();

@@ -81,7 +81,7 @@ pub struct StepState {
 
 /// Bytes of [`StepState`]'s parts, in order.
 fn sizes(kernels: &StepKernels, settings: &StepSettings, capacity: usize, layers: usize) -> [usize; 5] {
-    let variant = kernels.variant(settings);
+    let variant = &kernels.variant;
     let heads = kernels.shape.query_heads;
     let stored = if variant.has_bounds {
         settings.stored_scores(heads)
@@ -184,10 +184,13 @@ impl Variant {
             most.max(least)
         };
         let step = module.kernel("token_select_step")?;
-        step.allow_shared(gpu, shared_bytes);
-        gpu.status()?;
+        let fits = shared_bytes <= gpu.properties().shared_bytes_per_block;
+        if fits {
+            step.allow_shared(gpu, shared_bytes);
+            gpu.status()?;
+        }
         // Blocks wait for each other: all must be resident.
-        if step.blocks_per_multiprocessor(gpu, THREADS, shared_bytes) == 0 {
+        if !fits || step.blocks_per_multiprocessor(gpu, THREADS, shared_bytes) == 0 {
             return Err(Error::environment(format!(
                 "{} has too little shared memory for token-select with this model",
                 gpu.properties().name
@@ -208,8 +211,7 @@ impl Variant {
 pub struct StepKernels {
     gpu: Gpu,
     shape: AttentionShape,
-    stored_keys: Variant,
-    int8_keys: Variant,
+    variant: Variant,
     blocks: usize,
 }
 
@@ -230,25 +232,18 @@ pub struct StepInput<'a> {
 }
 
 impl StepKernels {
-    /// Compiles or loads the kernels of `shape`.
-    pub fn new(device: &Cuda, shape: &AttentionShape) -> Result<Self> {
-        let defines = defines(device.element(), shape);
-        let with_int8_keys = [&defines[..], &[("KEYS8", "1".to_owned())]].concat();
+    /// Compiles or loads the kernel of `shape`, for keys as stored or for their 8-bit copy.
+    pub fn new(device: &Cuda, shape: &AttentionShape, int8_keys: bool) -> Result<Self> {
+        let mut defines = defines(device.element(), shape);
+        if int8_keys {
+            defines.push(("KEYS8", "1".to_owned()));
+        }
         Ok(Self {
             gpu: device.gpu().clone(),
             shape: *shape,
-            stored_keys: Variant::new(device, &defines)?,
-            int8_keys: Variant::new(device, &with_int8_keys)?,
+            variant: Variant::new(device, &defines)?,
             blocks: device.gpu().properties().multiprocessors as usize,
         })
-    }
-
-    fn variant(&self, settings: &StepSettings) -> &Variant {
-        if settings.int8_keys {
-            &self.int8_keys
-        } else {
-            &self.stored_keys
-        }
     }
 
     /// Stores the row's key and value, selects or reuses, attends; out `[H][D]`.
@@ -257,7 +252,7 @@ impl StepKernels {
             Argument::Pointer(address) => address,
             _ => 0,
         };
-        let (select, variant) = (&settings.select, self.variant(settings));
+        let (select, variant) = (&settings.select, &self.variant);
         let layer = input.layer;
         let copy = input.store.keys8.as_ref();
         let words = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;

@@ -357,7 +357,7 @@ impl AttentionContext<Cuda> for CudaContext {
         let selecting = match policy {
             PolicyConfig::TokenSelect(token_select) => {
                 let (select, step) = settings(config, token_select);
-                let step_kernels = StepKernels::new(device, &shape)?;
+                let step_kernels = StepKernels::new(device, &shape, step.int8_keys)?;
                 Some(Selecting {
                     select_kernels: SelectKernels::new(device, &shape)?,
                     scratch: SelectScratch::new(gpu, &plan(&shape, &select, limits)),
@@ -405,7 +405,7 @@ impl AttentionContext<Cuda> for CudaContext {
                 plan(&shape, &select, limits).bytes(gpu)
                     + PackedLists::bytes(&shape, chunks, select.longest_list(rows))
                     // A kernel that does not compile is told when the text is made.
-                    + StepKernels::new(device, &shape)
+                    + StepKernels::new(device, &shape, int8_keys)
                         .map_or(0, |kernels| StepState::bytes(&kernels, &step, capacity, config.layers))
             }
             _ => 0,

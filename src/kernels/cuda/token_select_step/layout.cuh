@@ -377,8 +377,7 @@ DEVICE Slice slice_of(const StepArgs& a, u8* region, int first, int end) {
     s.bounds = FAST_SCORES && end - first > a.stored_scores;
     // Votes come when the ring is done with.
     int vote_bytes = (per * 4 + 127) / 128 * 128;
-    // They end before the queries of the attention, which are written while votes are still read.
-    if (vote_bytes + EXACT_LEAST > (USED_RING > 0 ? USED_RING : region_bytes) || vote_bytes > IN_Q) vote_bytes = 0;
+    if (vote_bytes + EXACT_LEAST > (USED_RING > 0 ? USED_RING : region_bytes)) vote_bytes = 0;
     int taken = max(vote_bytes + EXACT_LEAST, USED_RING);
     s.votes = vote_bytes ? (int*)region : (int*)a.scores + per * blockIdx.x;
     s.exact = region + vote_bytes;
