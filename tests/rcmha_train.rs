@@ -118,7 +118,9 @@ fn with(output: &Path, options: &str) -> Command {
     let mut command = tokselect();
     command.args("rcmha-train --layers 1 --d-model 16 --heads 2 --segment 16 --batch 4".split(' '));
     command.args("--steps 60 --log-every 1 --eval-every 20 --eval-parts 40".split(' '));
-    command.args("--attention rmha,rcmha -q -o".split(' ')).arg(output);
+    command
+        .args("--device cpu --attention rmha,rcmha -q -o".split(' '))
+        .arg(output);
     command.args(options.split(' '));
     command
 }
@@ -238,7 +240,9 @@ fn groups_of_a_batch_give_the_same_run_up_to_rounding() {
 fn one_batch_is_learned_by_heart() {
     let overfit = |steps: &str| {
         let mut command = tokselect();
-        command.args("rcmha-train --attention rcmha --layers 2 --d-model 32 --heads 2 --segment 16".split(' '));
+        command.args(
+            "rcmha-train --device cpu --attention rcmha --layers 2 --d-model 32 --heads 2 --segment 16".split(' '),
+        );
         command.args([
             "--batch",
             "2",
@@ -263,7 +267,9 @@ fn every_unit_and_option_trains_and_generates() {
         "--attention mha,mdha --memory 0 --attention-weights keep --spike-factor 0",
     ] {
         let mut command = tokselect();
-        command.args("rcmha-train --layers 1 --d-model 16 --heads 2 --segment 8 --batch 2 --steps 10".split(' '));
+        command.args(
+            "rcmha-train --device cpu --layers 1 --d-model 16 --heads 2 --segment 8 --batch 2 --steps 10".split(' '),
+        );
         command
             .args("--generate 20 --eval-parts 500 -q --format json".split(' '))
             .args(options.split(' '));

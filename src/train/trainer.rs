@@ -294,6 +294,15 @@ impl Trainer {
             };
             all.add(self.engine.evaluate(segment, reading)?);
         }
+        if !all.loss.is_finite() {
+            return Err(Error::user(format!(
+                "the held-out loss after step {} is {}",
+                self.progress.step,
+                all.mean_loss()
+            ))
+            .note("checkpoints written before are whole")
+            .help("pass a lower `--rate`, a longer `--warmup`, or a smaller `--clip`"));
+        }
         Ok(all)
     }
 

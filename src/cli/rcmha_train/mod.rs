@@ -11,6 +11,7 @@ use crate::cli::{Context, device};
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::manifest::{Manifest, config_hash};
+use crate::model::sampling::SamplingConfig;
 use crate::report::{Aggregate, Column, Format, Measured, MemorySink, Report, RunDirectory, SampleSink, Table};
 use crate::train::attention::AttentionKind;
 use crate::train::comparison;
@@ -72,6 +73,11 @@ fn plan(args: &RcmhaTrainArgs) -> Result<Plan> {
         return Err(Error::user(format!("`--seed {}` is too large", args.seed)).help("pass a smaller number"));
     }
     let data::Named { text, name } = data::load(&args.data)?;
+    SamplingConfig {
+        temperature: args.output.temperature,
+        ..SamplingConfig::default()
+    }
+    .validate()?;
     if let Some(prompt) = &args.output.prompt
         && text.codec.encode(prompt).is_none_or(|ids| ids.is_empty())
     {

@@ -217,11 +217,12 @@ impl Training {
             products::Form::WeightGradient => [x, y, w],
         };
         let out_bytes = if shape.single { 4 } else { value };
-        let needs = [
+        let mut needs = vec![
             (left, left_len * value),
             (right, right_len * value),
             (out, out_len * out_bytes),
         ];
+        needs.extend(bias.map(|bias| (bias, shape.outputs * value)));
         if !self.has(&needs, "a product") || self.gpu.status().is_err() {
             return;
         }

@@ -285,9 +285,10 @@ impl Buffers {
     }
 }
 
-/// Partial sums of the table over all lengths of memory that a run comes by: fewer diagonals have more shares.
+/// Partial sums of the table over all lengths of memory that a run comes by: it grows by segments, and fewer diagonals have
+/// more shares.
 fn most_table_bytes(ops: &Training, sizes: &Sizes) -> usize {
-    let lengths = (0..=sizes.memory).rev().step_by(sizes.segment).chain([0]);
+    let lengths = (0..=sizes.memory).step_by(sizes.segment).chain([sizes.memory]);
     let bytes = lengths.map(|memory| ops.table_scratch_bytes(&Sizes { memory, ..*sizes }));
     bytes.max().unwrap_or(0)
 }

@@ -255,7 +255,7 @@ impl CudaEngine {
 
 fn out_of_memory(error: Error) -> Error {
     if error.message().starts_with("OOM") {
-        return error.note("training: pass more `--accumulate`, a smaller `--batch` or a shorter `--segment`");
+        return error.help("pass a smaller `--batch`, a shorter `--segment`, more `--accumulate`, or `--device cpu`");
     }
     error
 }
