@@ -125,7 +125,7 @@ const NOT_FAST: (u32, u32) = (14, 36);
 
 #[test]
 fn qwen2_7b_with_keys_through_the_ring() {
-    emulate(Element::Bf16, [7, 4, 128], 900, &[], 0, FAST);
+    emulate(Element::Bf16, [7, 4, 128], 900, &[], 4, FAST);
 }
 
 #[test]

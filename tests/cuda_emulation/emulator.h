@@ -231,7 +231,7 @@ static void fiber_main() {
 }
 
 // `blocks` blocks of `threads` threads with `shared_bytes` of dynamic shared memory each. `order` 0: threads take turns
-// by their index; 1: backwards; others: shuffled.
+// by their index; 1: backwards; others: shuffled, and every fourth warp, by chance, is slow.
 static void launch(std::function<void()> body, int blocks, int threads, int shared_bytes, int order) {
     kernel = std::move(body);
     grid.x = blocks, threads_per_block.x = threads;
@@ -269,7 +269,11 @@ static void launch(std::function<void()> body, int blocks, int threads, int shar
     std::mt19937 random(order);
     if (order == 1) std::reverse(turns.begin(), turns.end());
     if (order > 1) std::shuffle(turns.begin(), turns.end(), random);
-    for (size_t left = fibers.size(); left > 0;) {
+    // Warps that advance together hide that one does not wait for another: some get every fourth turn only.
+    std::vector<bool> slow(fibers.size() / WARP, false);
+    for (size_t i = 0; i < slow.size(); i++) slow[i] = order > 1 && random() % 4 == 0;
+    u64 round = 0;
+    for (size_t left = fibers.size(); left > 0; round++) {
         bool moved = !bulk_copies.empty();
         for (size_t i = 0; i < bulk_copies.size();) {
             BulkCopy& copy = bulk_copies[i];
@@ -285,7 +289,9 @@ static void launch(std::function<void()> body, int blocks, int threads, int shar
         for (int turn : turns) {
             Fiber& fiber = fibers[turn];
             if (fiber.done || fiber.blocked()) continue;
-            moved = true, running = &fiber;
+            moved = true;
+            if (slow[turn / WARP] && round % 4) continue;
+            running = &fiber;
             emulator_switch(&scheduler_stack, fiber.stack_pointer);
             left -= fiber.done;
         }
