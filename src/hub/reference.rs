@@ -10,7 +10,8 @@ use crate::error::{Error, Result, io_error};
 const FORMS: &str = "name a model directory, a `.safetensors` file, a `config.json`, or a hub model such as \
                      `Qwen/Qwen2.5-0.5B-Instruct`";
 
-const DATA_FORMS: &str = "name a file, a directory that holds such files, or a hub data set of the form `Org/Name`";
+const DATA_FORMS: &str = "name a file, a directory that holds such files, or a hub data set such as \
+                          `xinrongzhang2022/InfiniteBench`";
 
 /// What a reference names.
 #[derive(Debug, PartialEq, Eq)]
