@@ -18,26 +18,36 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 
 
-def ours(a, attention, dtype):
-    sizes = [("layers", a.layers), ("d-model", a.d_model), ("heads", a.heads), ("d-ffn", a.d_ffn),
-             ("segment", a.segment), ("memory", a.memory), ("batch", a.batch), ("steps", a.steps)]
-    flags = [text for name, value in sizes for text in (f"--{name}", str(value))]
-    command = [a.binary, "rcmha-train", "--attention", attention, "--unit", "byte", "--eval-parts", "100",
-               "--threads", str(a.threads), "--device", a.device, "--dtype", dtype, "--quiet", "--format", "json", *flags]
-    report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    table = next(table for table in report["tables"] if table["name"] == "cost")
-    row = dict(zip([c["key"] for c in table["columns"]], table["rows"][0]))
-    kept = sum(row[key] for key in row if key.endswith("_bytes") and key != "process_peak_bytes")
-    return a.segment * a.batch / row["median_step_s"], kept, report["manifest"]["build"]
+def flags(a, *names):
+    return [text for name in names for text in (f"--{name}", str(getattr(a, name.replace("-", "_"))))]
 
 
-def pytorch(a, attention, dtype):
-    sizes = [("layers", a.layers), ("d-model", a.d_model), ("heads", a.heads), ("d-ffn", a.d_ffn), ("vocab", 256),
-             ("segment", a.segment), ("memory", a.memory), ("batch", a.batch), ("steps", a.steps), ("threads", a.threads)]
-    flags = [text for name, value in sizes for text in (f"--{name}", str(value))]
-    command = [a.python, str(HERE / "reference_rcmha.py"), "--speed", "--attention", attention, *flags]
-    command += ["--device", a.device, "--dtype", dtype]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def answer(command):
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+SIZES = ("layers", "d-model", "heads", "d-ffn", "segment", "memory", "batch", "steps", "threads", "device")
+
+
+def ours(a):
+    """Tokens a second and bytes by (attention, dtype), and the build."""
+    found = {}
+    for dtype in a.dtype.split(","):
+        report = answer([a.binary, "rcmha-train", "--attention", a.attention, "--unit", "byte", "--eval-parts", "100",
+                         "--dtype", dtype, "--quiet", "--format", "json", *flags(a, *SIZES)])
+        table = next(table for table in report["tables"] if table["name"] == "cost")
+        for cells in table["rows"]:
+            row = dict(zip([c["key"] for c in table["columns"]], cells))
+            kept = sum(row[key] for key in row if key.endswith("_bytes") and key != "process_peak_bytes")
+            found[row["attention"], dtype] = a.segment * a.batch / row["median_step_s"], kept
+    return found, report["manifest"]["build"]
+
+
+def pytorch(a):
+    """Rows of reference_rcmha.py by (attention, dtype)."""
+    rows = answer([a.python, str(HERE / "reference_rcmha.py"), "--speed", "--attention", a.attention, "--dtype", a.dtype,
+                   "--vocab", "256", *flags(a, *SIZES)])
+    return {(row["attention"], row["dtype"]): row for row in rows}
 
 
 def main():
@@ -55,19 +65,19 @@ def main():
     a = parser.parse_args()
     turns, build, torch = [], None, {}
     for turn in range(a.turns):
-        for attention in a.attention.split(","):
-            for dtype in a.dtype.split(","):
-                # PyTorch first in every other turn, so that neither always meets the warmer machine.
-                if turn % 2:
-                    reference = pytorch(a, attention, dtype)
-                speed, kept, build = ours(a, attention, dtype)
-                if not turn % 2:
-                    reference = pytorch(a, attention, dtype)
-                torch = {key: reference[key] for key in ("torch", "device", "tf32") if key in reference}
-                turns.append({"turn": turn, "attention": attention, "dtype": dtype, "tokselect": speed,
-                              "pytorch": reference["tokens_per_s"], "tokselect_bytes": kept,
-                              "pytorch_peak_bytes": reference.get("peak_bytes")})
-                print(f"{attention} {dtype}: {speed:.0f} and {reference['tokens_per_s']:.0f}", file=sys.stderr, flush=True)
+        # PyTorch first in every other turn, so that neither always meets the warmer machine.
+        if turn % 2:
+            reference = pytorch(a)
+        mine, build = ours(a)
+        if not turn % 2:
+            reference = pytorch(a)
+        for (attention, dtype), (speed, kept) in mine.items():
+            theirs = reference[attention, dtype]
+            torch = {key: theirs[key] for key in ("torch", "device", "tf32") if key in theirs}
+            turns.append({"turn": turn, "attention": attention, "dtype": dtype, "tokselect": speed,
+                          "pytorch": theirs["tokens_per_s"], "tokselect_bytes": kept,
+                          "pytorch_peak_bytes": theirs.get("peak_bytes")})
+            print(f"{attention} {dtype}: {speed:.0f} and {theirs['tokens_per_s']:.0f}", file=sys.stderr, flush=True)
     print("| attention | dtype | tokselect tokens/s | PyTorch tokens/s | ratio (median of turns) |")
     print("|---|---|---:|---:|---:|")
     for attention in a.attention.split(","):

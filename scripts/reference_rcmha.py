@@ -3,7 +3,7 @@
 
     reference_rcmha.py --fixtures tests/fixtures/rcmha.json
     reference_rcmha.py --speed --attention rcmha --layers 4 --d-model 128 --heads 8 --d-ffn 256 \\
-        --segment 128 --memory 128 --batch 16 --vocab 65 --steps 10 --threads 2 [--device cuda --dtype bf16]
+        --segment 128 --memory 128 --batch 16 --vocab 65 --steps 10 --threads 2 [--device cuda --dtype f32,bf16]
 
 Fixtures hold sizes, seeds, ids, losses and gradients; parameters follow from a formula that both sides compute, so the
 file stays small. The relative shift is written by its index formula (a gather), convolutions are torch's, attention is
@@ -207,11 +207,9 @@ def fixtures(path):
         file.write("\n")
 
 
-def speed(a):
-    torch.set_num_threads(a.threads)
-    torch.set_default_device(a.device)
+def speed(a, attention, dtype):
     torch.manual_seed(0)
-    model = Model(a.attention, a.layers, a.d_model, a.heads, a.d_ffn, a.vocab, a.segment, a.memory, dtype=torch.float32)
+    model = Model(attention, a.layers, a.d_model, a.heads, a.d_ffn, a.vocab, a.segment, a.memory, dtype=torch.float32)
     for name, shape in model.shapes.items():
         model.p[name] = (torch.randn(shape) * 0.05).requires_grad_()
     model.fast = True
@@ -220,7 +218,9 @@ def speed(a):
     memory, times = None, []
     filled = -(-a.memory // a.segment)
     on_gpu = a.device != "cpu"
-    half = torch.autocast("cuda", dtype=torch.bfloat16, enabled=on_gpu and a.dtype == "bf16")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    half = torch.autocast("cuda", dtype=torch.bfloat16, enabled=on_gpu and dtype == "bf16")
     # The first steps of a GPU load kernels and choose products.
     warm = filled + (10 if on_gpu else 2)
     for step in range(warm + a.steps):
@@ -241,31 +241,33 @@ def speed(a):
             times.append(time.perf_counter() - start)
     times.sort()
     seconds = times[len(times) // 2]
-    result = {"median_step_s": seconds, "tokens_per_s": a.segment * a.batch / seconds, "steps": len(times),
+    result = {"attention": attention, "dtype": dtype, "median_step_s": seconds, "tokens_per_s": a.segment * a.batch / seconds, "steps": len(times),
               "torch": torch.__version__}
     if on_gpu:
         result |= {"device": torch.cuda.get_device_name(), "tf32": torch.backends.cuda.matmul.allow_tf32,
                    "peak_bytes": torch.cuda.max_memory_allocated()}
-    print(json.dumps(result))
+    return result
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fixtures", metavar="FILE")
     parser.add_argument("--speed", action="store_true")
-    parser.add_argument("--attention", default="rcmha", choices=list(KINDS))
+    parser.add_argument("--attention", default="rcmha", help=f"with --speed: some of {', '.join(KINDS)}")
     for flag, default in [
         ("layers", 4), ("d-model", 128), ("heads", 8), ("d-ffn", 256), ("segment", 128), ("memory", 128),
         ("batch", 16), ("vocab", 65), ("steps", 10), ("threads", 2),
     ]:
         parser.add_argument(f"--{flag}", type=int, default=default)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", default="f32", choices=["f32", "bf16"], help="bf16: by autocast, on cuda")
+    parser.add_argument("--dtype", default="f32", help="f32, bf16 (by autocast, on cuda) or both")
     a = parser.parse_args()
     if a.fixtures:
         fixtures(a.fixtures)
     if a.speed:
-        speed(a)
+        torch.set_num_threads(a.threads)
+        torch.set_default_device(a.device)
+        print(json.dumps([speed(a, attention, dtype) for attention in a.attention.split(",") for dtype in a.dtype.split(",")]))
 
 
 if __name__ == "__main__":
