@@ -4,7 +4,7 @@
 //! lengths, first positions) is read by the kernels from device memory, so that a recorded step stays valid.
 
 use super::compile::Source;
-use super::driver::{Argument, Gpu, Kernel, Launch, Memory, TensorLayout};
+use super::driver::{Argument, Carveout, Gpu, Kernel, Launch, Memory, TensorLayout};
 use super::{Cuda, CudaBuffer, ELEMENT_BYTES, Element, defines};
 use crate::error::Result;
 use crate::kernels::{AttentionShape, RopeTable};
@@ -192,6 +192,7 @@ impl AttentionKernels {
             PrefillKernel::Mma(kernel) => kernel.allow_shared(gpu, kernels.mma_shared()),
         }
         kernels.dense_step.allow_shared(gpu, kernels.dense_shared());
+        kernels.dense_step.prefer(gpu, Carveout::MostL1);
         gpu.status()?;
         Ok(kernels)
     }

@@ -1,7 +1,7 @@
 //! Launches of everything in a decoder layer but attention (`linear_row.cu`, `pointwise.cu`, `sample.cu`).
 
 use super::compile::Source;
-use super::driver::{Argument, Gpu, Kernel, Launch, Memory};
+use super::driver::{Argument, Carveout, Gpu, Kernel, Launch, Memory, Properties};
 use super::gemm::Element;
 use super::sample::SampleKernels;
 use super::{AttentionShape, Cuda, CudaBuffer, CudaMatrix, ELEMENT_BYTES, Norm, QkvPart};
@@ -68,8 +68,8 @@ struct RowShape {
 
 impl RowShape {
     /// `segments` outputs are made together: gate and up. `vectors`: what a lane keeps of the activation row.
-    fn new(gpu: &Gpu, inputs: usize, outputs: usize, segments: usize, vectors: usize) -> Self {
-        let multiprocessors = gpu.properties().multiprocessors as usize;
+    fn new(properties: &Properties, inputs: usize, outputs: usize, segments: usize, vectors: usize) -> Self {
+        let multiprocessors = properties.multiprocessors as usize;
         let aligned = inputs.is_multiple_of(8);
         // As few warps across the row as can hold it.
         let fits =
@@ -96,7 +96,7 @@ impl RowShape {
             };
             384 + 128 * words.div_ceil(32) + copies
         };
-        let most = gpu.properties().shared_bytes_per_block as usize;
+        let most = properties.shared_bytes_per_block as usize;
         let slots = (1..=MAX_SLOTS).rev().find(|&slots| shared(slots) <= most).unwrap_or(1);
         Self {
             blocks,
@@ -104,6 +104,19 @@ impl RowShape {
             column_warps,
             slots,
             shared_bytes: shared(slots),
+        }
+    }
+
+    /// With more than half of a multiprocessor's shared memory, so that no multiprocessor gets two blocks while another gets
+    /// none. The products rely on one block each (see `linear_row.cu`), which the product after attention would not keep:
+    /// its blocks start where those of the attention have just ended, and every later kernel of the step follows its pattern.
+    fn one_per_multiprocessor(self, properties: &Properties) -> Self {
+        let half = properties.shared_bytes_per_multiprocessor as usize / 2;
+        Self {
+            shared_bytes: self
+                .shared_bytes
+                .max(half.min(properties.shared_bytes_per_block as usize)),
+            ..self
         }
     }
 
@@ -133,7 +146,7 @@ impl DenseOps {
         let large = |name| -> Result<Kernel> {
             let kernel = row.kernel(name)?;
             kernel.allow_shared(gpu, most_shared);
-            kernel.prefer_shared(gpu);
+            kernel.prefer(gpu, Carveout::MostShared);
             Ok(kernel)
         };
         let operations = Self {
@@ -281,7 +294,7 @@ impl DenseOps {
         outputs: &[Argument],
         segments: usize,
     ) {
-        let shape = RowShape::new(gpu, w.cols, w.rows / segments, segments, NORM_VECTORS);
+        let shape = RowShape::new(gpu.properties(), w.cols, w.rows / segments, segments, NORM_VECTORS);
         let mut arguments = vec![
             w.memory.start(),
             bias.map_or(Argument::NULL, Memory::start),
@@ -333,8 +346,10 @@ impl DenseOps {
         let [best, bad] = self.sample.of_logits();
         let outputs = [out.memory.start(), best, bad];
         Self::normed_row(gpu, &self.norm_logits, x, norm, w, None, &outputs, 1);
-        self.sample
-            .greedy(gpu, RowShape::new(gpu, w.cols, w.rows, 1, NORM_VECTORS).blocks);
+        self.sample.greedy(
+            gpu,
+            RowShape::new(gpu.properties(), w.cols, w.rows, 1, NORM_VECTORS).blocks,
+        );
     }
 
     pub(super) fn linear_add(
@@ -345,7 +360,8 @@ impl DenseOps {
         bias: Option<&Memory>,
         out: &mut CudaBuffer,
     ) {
-        let shape = RowShape::new(gpu, w.cols, w.rows, 1, ADD_VECTORS);
+        let shape =
+            RowShape::new(gpu.properties(), w.cols, w.rows, 1, ADD_VECTORS).one_per_multiprocessor(gpu.properties());
         let mut arguments = vec![
             w.memory.start(),
             bias.map_or(Argument::NULL, Memory::start),
@@ -363,4 +379,47 @@ impl DenseOps {
 fn rows_of_width(rows: usize, width: usize) -> Launch {
     let per_block = POINTWISE_THREADS as usize * POINTWISE_ELEMENTS;
     Launch::new((width.div_ceil(per_block), rows), POINTWISE_THREADS).overlapping()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn h200() -> Properties {
+        Properties {
+            name: "H200".to_owned(),
+            compute_capability: 90,
+            multiprocessors: 132,
+            shared_bytes_per_block: 227 << 10,
+            shared_bytes_per_multiprocessor: 228 << 10,
+            l2_bytes: 50 << 20,
+            memory_bytes: 140 << 30,
+            driver_version: 13000,
+        }
+    }
+
+    /// Blocks of the product that adds never share a multiprocessor, but one does with one of the next product: the
+    /// pattern that keeps every multiprocessor busy. The system takes 1 KB of each block.
+    #[test]
+    fn a_multiprocessor_holds_one_adding_block_and_one_of_the_next_product() {
+        let (device, system) = (h200(), 1024);
+        let room = device.shared_bytes_per_multiprocessor as usize;
+        // Hidden and intermediate sizes of Qwen2-0.5B, Qwen2-7B, Llama-3-8B and Qwen2-72B.
+        for (hidden, intermediate) in [(896, 4864), (3584, 18944), (4096, 14336), (8192, 29568)] {
+            let next = RowShape::new(&device, hidden, intermediate, 2, NORM_VECTORS);
+            for inputs in [hidden, intermediate] {
+                if !takes_row(inputs) {
+                    continue;
+                }
+                let adds = RowShape::new(&device, inputs, hidden, 1, ADD_VECTORS).one_per_multiprocessor(&device);
+                assert!(2 * (adds.shared_bytes + system) > room, "{inputs}: two fit");
+                assert!(
+                    adds.shared_bytes <= device.shared_bytes_per_block as usize,
+                    "{inputs}: none fits"
+                );
+                let both = adds.shared_bytes + next.shared_bytes + 2 * system;
+                assert!(both <= room, "{inputs}, then {hidden} to {intermediate}: {both} bytes");
+            }
+        }
+    }
 }

@@ -9,7 +9,7 @@ mod launch;
 
 pub use graph::{Event, Graph};
 pub use launch::{Argument, Kernel};
-pub(super) use launch::{Launch, TensorLayout};
+pub(super) use launch::{Carveout, Launch, TensorLayout};
 
 use launch::PANEL;
 
@@ -37,6 +37,8 @@ pub struct Properties {
     pub multiprocessors: u32,
     /// Shared memory that one block may take, in bytes.
     pub shared_bytes_per_block: u32,
+    /// Shared memory that the blocks on one multiprocessor may take together, what the system takes of each included.
+    pub shared_bytes_per_multiprocessor: u32,
     /// L2 cache in bytes.
     pub l2_bytes: usize,
     /// Device memory in bytes.
@@ -539,6 +541,9 @@ fn properties(context: &CudaContext, driver_version: i32) -> Result<Properties, 
             + attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_bytes_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        shared_bytes_per_multiprocessor: attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+        )?,
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
         memory_bytes: result::mem_get_info()?.1,
         driver_version,

@@ -2,7 +2,7 @@
 
 use super::attention::{DeviceRope, LayerStore};
 use super::compile::Source;
-use super::driver::{Argument, Gpu, Kernel, Launch, Memory};
+use super::driver::{Argument, Carveout, Gpu, Kernel, Launch, Memory};
 use super::select::SelectSettings;
 use super::{Cuda, CudaBuffer, defines};
 use crate::error::{Error, Result};
@@ -187,6 +187,9 @@ impl Variant {
         let fits = shared_bytes <= gpu.properties().shared_bytes_per_block;
         if fits {
             step.allow_shared(gpu, shared_bytes);
+            if takes_more == 0 {
+                step.prefer(gpu, Carveout::MostL1);
+            }
             gpu.status()?;
         }
         // Blocks wait for each other: all must be resident.

@@ -152,17 +152,20 @@ impl Kernel {
         });
     }
 
-    /// Gives the kernel all of the first-level cache as shared memory, so that it may share a multiprocessor with another
-    /// kernel that needs much. Not for kernels that load through that cache: what is in flight has no room then.
-    pub(in crate::kernels::cuda) fn prefer_shared(&self, gpu: &Gpu) {
+    /// Says how the kernel wants the first-level cache divided: without a word it keeps what the kernel before it left.
+    pub(in crate::kernels::cuda) fn prefer(&self, gpu: &Gpu, carveout: Carveout) {
         use sys::CUfunction_attribute_enum as Attribute;
+        let percent = match carveout {
+            Carveout::MostShared => 100,
+            Carveout::MostL1 => 0,
+        };
         gpu.call("dividing the first-level cache", || {
             // SAFETY: the function is loaded; the value is a percentage.
             unsafe {
                 result::function::set_function_attribute(
                     self.function,
                     Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
-                    100,
+                    percent,
                 )
             }
         });
@@ -190,6 +193,16 @@ impl Kernel {
         });
         blocks.max(0) as u32
     }
+}
+
+/// A division of a multiprocessor's first-level cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::kernels::cuda) enum Carveout {
+    /// All that may be is shared memory: a kernel may share the multiprocessor with another one that needs much.
+    MostShared,
+    /// Shared memory for the kernel's blocks and no more. For kernels that load through this cache, where what is in flight
+    /// has its room: on an H200 a dense step of Qwen2-7B at 1M tokens takes 17.5 ms with most of it, 23.4 with the least.
+    MostL1,
 }
 
 /// Grid, block and shared memory of one launch.
