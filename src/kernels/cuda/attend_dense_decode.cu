@@ -121,8 +121,9 @@ attend_dense_decode(const elem* __restrict__ qkv, const elem* __restrict__ keys,
         load_values(token);
     }
 
-    // The queries, rotated: rows g and g + 8 of the left operand, in the order of summation that the keys come in.
-    u32 q[COLUMNS][QUADS][4];
+    // The queries, rotated, in the order of summation that the keys come in: rounded, and what rounding left, rounded as well.
+    // Without the second part a third of the output's error would come from here.
+    u32 q[COLUMNS][QUADS][4], q_rest[COLUMNS][QUADS][4];
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++) {
         int row = c * 8 + g;
@@ -141,8 +142,14 @@ attend_dense_decode(const elem* __restrict__ qkv, const elem* __restrict__ keys,
             for (int e = 0; e < 4; e++) {
                 float2 a = unpack2(xs[e]), b = unpack2(ys[e]);
                 float2 cc = *(const float2*)(co + 2 * e), ss = *(const float2*)(si + 2 * e);
-                q[c][i][e] = pack2(a.x * cc.x - b.x * ss.x, a.y * cc.y - b.y * ss.y);
-                q[c][i + QUADS / 2][e] = pack2(b.x * cc.x + a.x * ss.x, b.y * cc.y + a.y * ss.y);
+                auto split = [&](int quad, float x, float y) {
+                    u32 rounded = pack2(x, y);
+                    float2 r = unpack2(rounded);
+                    q[c][quad][e] = rounded;
+                    q_rest[c][quad][e] = pack2(x - r.x, y - r.y);
+                };
+                split(i, a.x * cc.x - b.x * ss.x, a.y * cc.y - b.y * ss.y);
+                split(i + QUADS / 2, b.x * cc.x + a.x * ss.x, b.y * cc.y + a.y * ss.y);
             }
         }
     }
@@ -170,11 +177,23 @@ attend_dense_decode(const elem* __restrict__ qkv, const elem* __restrict__ keys,
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     u32 right[2] = {b[2 * half], b[2 * half + 1]};
-                    u32 left[4] = {q[0][i][2 * half], COLUMNS > 1 ? q[COLUMNS - 1][i][2 * half] : 0,
-                                   q[0][i][2 * half + 1], COLUMNS > 1 ? q[COLUMNS - 1][i][2 * half + 1] : 0};
+#if COLUMNS == 1
+                    // Rows g and g + 8 of the left operand: a head's two parts.
+                    u32 left[4] = {q[0][i][2 * half], q_rest[0][i][2 * half], q[0][i][2 * half + 1], q_rest[0][i][2 * half + 1]};
                     mma_16816(s[n], left, right);
+#else
+                    // Two heads, one part after the other.
+                    u32 left[4] = {q[0][i][2 * half], q[1][i][2 * half], q[0][i][2 * half + 1], q[1][i][2 * half + 1]};
+                    u32 rest[4] = {q_rest[0][i][2 * half], q_rest[1][i][2 * half], q_rest[0][i][2 * half + 1], q_rest[1][i][2 * half + 1]};
+                    mma_16816(s[n], left, right);
+                    mma_16816(s[n], rest, right);
+#endif
                 }
             }
+#if COLUMNS == 1
+            s[n][0] += s[n][2];
+            s[n][1] += s[n][3];
+#endif
         }
         int next = token + step;
         if (next < N) load_keys(next);
