@@ -284,9 +284,9 @@ constexpr int TILE_WORDS = HEADS * TILE;                    // scores of one til
 
 // Where there is a copy engine, keys come through a ring in shared memory: every tile lane has its own slots, each one
 // tile of all KV heads, which is one run of memory. Loads into registers would need L1 for what is in flight, which the
-// shared memory leaves little of.
+// shared memory leaves little of. Half as many bytes of 8-bit keys are as many tokens, and leave room for more scores.
 constexpr int SLOT = TILE * KV_HEADS * D * KEY_BYTES;
-constexpr int SLOTS = larger(2, smaller(8, 131072 / (TILE_LANES * SLOT)));
+constexpr int SLOTS = larger(2, smaller(8, 65536 * KEY_BYTES / (TILE_LANES * SLOT)));
 constexpr int RING_BYTES = SLOTS * TILE_LANES * SLOT;
 #if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200 && FAST_SCORES && KV_HEADS <= WARPS && KV_HEADS * HEAD_DIM <= 2048 && !defined(NO_RING)
 #define RING 1
@@ -375,10 +375,13 @@ DEVICE Slice slice_of(const StepArgs& a, u8* region, int first, int end) {
     s.count = max(0, min(per, end - s.lo));
     s.tiles = (s.count + TILE - 1) / TILE;
     s.bounds = FAST_SCORES && end - first > a.stored_scores;
-    // Votes come when the ring is done with.
+    // Votes come when the ring is done with. Many votes are made exact where only maxima are kept, which leave more room.
+    int maxima_bytes = (HEADS * (per / TILE) * 4 + 127) / 128 * 128;
+    int room = s.bounds ? max(USED_RING, (region_bytes - maxima_bytes) / 128 * 128) : USED_RING > 0 ? USED_RING : region_bytes;
     int vote_bytes = (per * 4 + 127) / 128 * 128;
-    if (vote_bytes + EXACT_LEAST > (USED_RING > 0 ? USED_RING : region_bytes)) vote_bytes = 0;
+    if (vote_bytes + EXACT_LEAST > room) vote_bytes = 0;
     int taken = max(vote_bytes + EXACT_LEAST, USED_RING);
+    if (s.bounds) taken = max(taken, min(vote_bytes + WARPS * 2 * EXACT_STEP, room));
     s.votes = vote_bytes ? (int*)region : (int*)a.scores + per * blockIdx.x;
     s.exact = region + vote_bytes;
     s.exact_warps = max(1, min(WARPS, (taken - vote_bytes) / (2 * EXACT_STEP)));
@@ -387,7 +390,7 @@ DEVICE Slice slice_of(const StepArgs& a, u8* region, int first, int end) {
     s.shared_tiles = max(0, region_bytes - taken) / (TILE_WORDS * 4);
     s.scores = global_scores + (i64)(per / TILE) * blockIdx.x * TILE_WORDS;
     s.stride = per / TILE;
-    s.maxima = HEADS * s.stride * 4 <= region_bytes - taken ? s.shared_scores : global_scores + (i64)s.stride * HEADS * blockIdx.x;
+    s.maxima = maxima_bytes <= region_bytes - taken ? s.shared_scores : global_scores + (i64)s.stride * HEADS * blockIdx.x;
     return s;
 }
 
