@@ -72,6 +72,7 @@ def main():
     parser.add_argument("program", help="the tokselect binary")
     parser.add_argument("--models", type=Path, help="folder of small checkpoints; without it only the demo model is run")
     parser.add_argument("--dtypes", default="bf16,f16")
+    parser.add_argument("--text-dtype", default="auto", help="type on the GPU of the texts of the demo model")
     parser.add_argument("--workers", type=int, default=4, help="runs at a time")
     parser.add_argument("--output", type=Path, help="JSON file for the rows")
     arguments = parser.parse_args()
@@ -94,8 +95,9 @@ def main():
         def text(ask):
             prompt, policy = ask
             command = ["--threads", "2", "--prompt", prompt, "-n", "60", "--policy", policy]
-            cpu, gpu = (run(arguments.program, [*command, "--device", d]) for d in ("cpu", "cuda"))
-            return dict(prompt=prompt, policy=policy, equal=cpu == gpu, text=gpu)
+            cpu = run(arguments.program, [*command, "--device", "cpu"])
+            gpu = run(arguments.program, [*command, "--device", "cuda", "--dtype", arguments.text_dtype])
+            return dict(prompt=prompt, policy=policy, dtype=arguments.text_dtype, equal=cpu == gpu, text=gpu)
 
         for row in pool.map(text, [(prompt, policy) for prompt in PROMPTS for policy in ("dense", "token-select")]):
             texts.append(row)
