@@ -214,6 +214,18 @@ fn a_killed_run_goes_on_with_the_same_losses() {
 }
 
 #[test]
+fn a_run_that_diverged_is_read_again() {
+    let folder = scratch("rcmha-diverged");
+    // The loss is a number; e to it is none.
+    let options = "--rate 100 --warmup 1 --clip 0 --spike-factor 0 --seeds 2";
+    let finished = succeeds(&mut with(&folder, options));
+    assert!(finished.text().contains("not finite in seed 0"), "{finished:?}");
+    assert_eq!(succeeds(&mut with(&folder, options)).text(), finished.text());
+    let samples = fs::read_to_string(folder.join("samples.jsonl")).unwrap();
+    assert!(samples.contains("\"valid_perplexity\":\"inf\""), "{samples}");
+}
+
+#[test]
 fn another_configuration_is_refused_with_the_keys_that_differ() {
     let folder = scratch("rcmha-other");
     succeeds(&mut with(&folder, "--clip 1"));

@@ -17,6 +17,7 @@ mod curves;
 pub mod json;
 pub mod markdown;
 mod measured;
+pub(crate) mod number;
 pub mod paper_table;
 mod run_config;
 mod run_directory;
