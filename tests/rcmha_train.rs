@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use tokselect::train::attention::core::Keep;
 use tokselect::train::attention::{AttentionKind, Convolution, TableSize};
+use tokselect::train::checkpoint::Checkpoint;
 use tokselect::train::dropout::Dropout;
 use tokselect::train::pool::Pool;
 use tokselect::train::scalar::Scalar;
@@ -213,6 +214,34 @@ fn a_killed_run_goes_on_with_the_same_losses() {
     }
 }
 
+/// `/dev/full` has no room for anything.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_ends_the_run_and_leaves_the_checkpoint_before() {
+    let folder = scratch("rcmha-full");
+    let run_folder = folder.join("rmha-seed-0");
+    fs::create_dir_all(&run_folder).unwrap();
+    let aside = run_folder.join("step-000000014.safetensors.tmp");
+    std::os::unix::fs::symlink("/dev/full", aside).unwrap();
+    let options = "--checkpoint-every 7";
+    let full = run(&mut with(&folder, options));
+    assert_refused(
+        &full,
+        3,
+        &[
+            "step-000000014.safetensors",
+            "free some space",
+            "the checkpoint before it is whole",
+        ],
+    );
+    let kept = Checkpoint::read(&run_folder.join("step-000000007.safetensors")).unwrap();
+    assert_eq!(kept.progress.step, 7);
+    let whole = scratch("rcmha-roomy");
+    succeeds(&mut with(&whole, options));
+    succeeds(&mut with(&folder, options));
+    assert_eq!(losses(&whole.join("rmha-seed-0")), losses(&run_folder));
+}
+
 #[test]
 fn a_run_that_diverged_is_read_again() {
     let folder = scratch("rcmha-diverged");
@@ -340,6 +369,6 @@ fn a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint() {
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.to_str().unwrap().contains("step-"))
         .max();
-    let checkpoint = tokselect::train::checkpoint::Checkpoint::read(&last.expect("a checkpoint")).unwrap();
+    let checkpoint = Checkpoint::read(&last.expect("a checkpoint")).unwrap();
     assert!(checkpoint.progress.step >= 1);
 }

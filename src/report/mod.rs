@@ -30,6 +30,7 @@ pub mod terminal;
 
 pub use measured::{Measured, OUT_OF_MEMORY};
 pub use run_directory::RunDirectory;
+pub(crate) use run_directory::replace_file;
 pub use samples::{KeySink, MemorySink, Sample, SampleSink};
 pub use table::{Cell, Column, MissingCell, Table};
 
