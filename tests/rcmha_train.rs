@@ -202,16 +202,42 @@ fn a_killed_run_goes_on_with_the_same_losses() {
         child.wait().unwrap();
     }
     assert!(kills > 0, "the run was over before it could be killed");
-    // A checkpoint whose writing was cut short is passed over.
-    let run = folder.join("rmha-seed-0");
-    fs::create_dir_all(&run).unwrap();
-    if !run.join("step-000000060.safetensors").exists() {
-        fs::write(run.join("step-000000059.safetensors"), b"half").unwrap();
-    }
     succeeds(&mut small(&folder));
     for name in ["rmha-seed-0", "rmha-seed-1", "rcmha-seed-0", "rcmha-seed-1"] {
         assert_eq!(losses(&whole.join(name)), losses(&folder.join(name)), "{name}");
     }
+}
+
+#[test]
+fn a_checkpoint_that_was_cut_short_is_passed_over_for_the_one_before() {
+    let options = "--checkpoint-every 7";
+    let (whole, folder) = (scratch("rcmha-untorn"), scratch("rcmha-torn"));
+    succeeds(&mut with(&whole, options));
+    succeeds(&mut with(&folder, options));
+    // As if the run had been killed at its end: checkpoints of steps 56 and 60 are there, and no result.
+    fs::remove_file(folder.join("samples.jsonl")).unwrap();
+    let run = folder.join("rmha-seed-0");
+    let last = run.join("step-000000060.safetensors");
+    let tensors = || {
+        let mut tensors = Checkpoint::read(&last).unwrap().tensors;
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        tensors
+    };
+    let expected = tensors();
+    let bytes = fs::read(&last).unwrap();
+    fs::write(&last, &bytes[..bytes.len() / 2]).unwrap();
+    let before = fs::metadata(run.join("step-000000056.safetensors"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    succeeds(&mut with(&folder, options));
+    assert_eq!(losses(&whole.join("rmha-seed-0")), losses(&run));
+    assert!(tensors() == expected);
+    let after = fs::metadata(run.join("step-000000056.safetensors"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    assert_eq!(before, after, "step 56 was taken again");
 }
 
 /// `/dev/full` has no room for anything.
