@@ -112,12 +112,12 @@ pub struct Convolved<'a> {
 }
 
 /// One tensor's partial sums, and where their total goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Total {
-    /// Address of `[chunks, chunk_stride]` f32.
-    pub from: u64,
-    /// Address of the first element of the total.
-    pub to: u64,
+#[derive(Clone, Copy)]
+pub struct Total<'a> {
+    /// f32 `[chunks, chunk_stride]`, of which the first `folds * columns` of a chunk count.
+    pub from: Span<'a>,
+    /// The total, f32.
+    pub to: Span<'a>,
     /// Chunks.
     pub chunks: usize,
     /// Distance of chunks, in elements.
@@ -143,22 +143,32 @@ pub struct Pieces {
     table: Memory,
     squares: Memory,
     count: usize,
+    /// Elements of a flat buffer up to the end of the last piece.
+    reach: usize,
 }
 
 /// Bytes of the structure `Job`.
 const JOB_BYTES: usize = 48;
 
 impl Training {
-    /// The table of `totals` on the device.
-    pub fn jobs(&self, totals: &[Total]) -> Jobs {
+    /// The table of `totals` on the device; empty if one of them is shorter than it says, which fails the device.
+    pub fn jobs(&self, totals: &[Total<'_>]) -> Jobs {
         let mut bytes = Vec::new();
         let mut count = 0;
-        for total in totals {
+        let inside = |total: &&Total<'_>| {
+            let last = (total.chunks.max(1) - 1) * total.chunk_stride;
+            let needs = [
+                (total.from, 4 * (last + total.folds * total.columns)),
+                (total.to, 4 * (total.columns.max(1) - 1) * total.to_stride + 4),
+            ];
+            self.has(&needs, "a total")
+        };
+        for total in totals.iter().take_while(inside) {
             for first in (0..total.columns).step_by(JOB_COLUMNS) {
                 let columns = JOB_COLUMNS.min(total.columns - first);
                 for long in [
-                    total.from + 4 * first as u64,
-                    total.to + 4 * (first * total.to_stride) as u64,
+                    total.from.address() + 4 * first as u64,
+                    total.to.address() + 4 * (first * total.to_stride) as u64,
                     total.chunk_stride as u64,
                 ] {
                     bytes.extend_from_slice(&long.to_ne_bytes());
@@ -186,7 +196,7 @@ impl Training {
     /// Adds all chunks of all tensors of a table, in order.
     pub fn reduce(&self, jobs: &Jobs) {
         let arguments = [Argument::from(&jobs.table)];
-        // SAFETY: the table's addresses are those of live memory of the stated sizes, which its maker vouches for.
+        // SAFETY: the lengths were checked when the table was made; its maker vouches that the memory is still there.
         unsafe {
             self.launch(
                 &self.rows.reduce,
@@ -212,19 +222,20 @@ impl Training {
             table: self.gpu.upload_new(&bytes),
             squares: self.gpu.allocate(8 * count),
             count,
+            reach: ranges.iter().map(|range| range.end).max().unwrap_or(0),
         }
     }
 
     /// The sum of squares of all pieces of f32 `gradients`, as f64 to `out`.
     pub fn sum_squares(&self, gradients: Span<'_>, pieces: &Pieces, out: Span<'_>) {
         let arguments = [gradients.argument(), (&pieces.table).into(), (&pieces.squares).into()];
-        // SAFETY: pieces lie inside the flat buffers, which have one size.
+        // SAFETY: lengths as checked.
         unsafe {
             self.launch(
                 &self.rows.squares,
                 Launch::new(pieces.count, THREADS as u32),
                 &arguments,
-                &[],
+                &[(gradients, 4 * pieces.reach)],
             );
             self.launch(
                 &self.rows.sum_squares,
@@ -265,13 +276,17 @@ impl Training {
             (&pieces.table).into(),
         ];
         arguments.extend(numbers.map(|x| Argument::F32(x as f32)));
-        // SAFETY: pieces lie inside the flat buffers, which have one size.
+        let mut needs = [data, gradients, first, second]
+            .map(|buffer| (buffer, 4 * pieces.reach))
+            .to_vec();
+        needs.extend(copy.map(|copy| (copy, self.value_bytes() * pieces.reach)));
+        // SAFETY: lengths as checked.
         unsafe {
             self.launch(
                 &self.rows.adam,
                 Launch::new(pieces.count, THREADS as u32),
                 &arguments,
-                &[],
+                &needs,
             );
         }
     }
@@ -292,15 +307,15 @@ impl Training {
     }
 
     /// Rows of an f32 table by id, to f32 `x`.
-    pub fn embed(&self, ids: Span<'_>, table: Span<'_>, x: Span<'_>, rows: usize, d: usize) {
+    pub fn embed(&self, ids: Span<'_>, table: Span<'_>, x: Span<'_>, [rows, vocabulary, d]: [usize; 3]) {
         let arguments = [ids.argument(), table.argument(), x.argument(), d.into()];
-        // SAFETY: ids are below the table's length, which the text vouches for.
+        // SAFETY: lengths as checked; ids are below the vocabulary, which the text vouches for.
         unsafe {
             self.launch(
                 &self.rows.embed,
                 Launch::new(rows, THREADS as u32),
                 &arguments,
-                &[(ids, 4 * rows), (x, 4 * rows * d)],
+                &[(ids, 4 * rows), (table, 4 * vocabulary * d), (x, 4 * rows * d)],
             );
         }
     }

@@ -158,8 +158,7 @@ impl CudaEngine {
         let plan = &self.plans[&key];
         let run = || {
             let sequence = self.sequence(place, rows);
-            let finished = sequence.run_all(&plan.jobs);
-            debug_assert!(finished);
+            sequence.run_all(&plan.jobs);
         };
         let recorded = match (&plan.graph, plan.runs) {
             (Some(graph), _) => {
