@@ -15,8 +15,8 @@ use crate::train::transformer_xl::{Memory, Pass, Segment, TransformerXl};
 use rand::Rng;
 use std::ops::Range;
 
-/// Times that a text is read until memory is full: on a GPU every amount of memory then has been run launch by launch, been
-/// recorded as a graph, and been run again from the recording.
+/// Times that a text is read until memory is full: on a GPU the pass over full memory then has been run launch by launch,
+/// been recorded as a graph, and been run again from the recording.
 const ROUNDS: usize = 3;
 
 /// What counts as agreement.
