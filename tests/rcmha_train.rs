@@ -382,6 +382,31 @@ fn wrong_input_is_refused_with_a_remedy() {
         &["has characters that the text lacks"],
     );
     refuses(&mut train("--attention gru"), 2, &["gru"]);
+    // Sizes that would abort or run on for ever.
+    refuses(
+        &mut train("--seeds 4000000000"),
+        2,
+        &["--seeds", "4000000000", "1..=1000"],
+    );
+    refuses(&mut train("--epochs 1e300"), 2, &["`--epochs` makes"]);
+    refuses(
+        &mut train("--segment 16777216"),
+        2,
+        &["a segment of 16777216", "--segment"],
+    );
+    refuses(&mut train("--batch 1048576"), 2, &["1048576 streams", "--batch"]);
+    for (sizes, flag) in [
+        ("--memory 16777216 --batch 64", "--memory"),
+        ("--layers 4096 --d-model 65536", "--layers"),
+        ("--relative-table 16777216 --d-model 8192", "--relative-table"),
+        ("--d-ffn 1048576 --d-model 65536 --dry-run", "--d-ffn"),
+    ] {
+        refuses(
+            train(sizes).args(["--device", "cpu"]),
+            3,
+            &["training", "are available", flag],
+        );
+    }
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //! the places of. There is no general tape: the model is fixed, so each layer ([`linear`], [`layer_norm`],
 //! [`cross_entropy`], the attention) has its forward and backward pass written out and fused, and tests compare them
 //! with finite differences and with `PyTorch`. [`adam`] and [`schedule`] update. [`engine`] is where all that is
-//! computed: on the CPU, or on a GPU with the same passes in kernels of its own. [`trainer`] is one run step by step,
+//! computed: on the CPU, or on a GPU with the same passes in kernels of its own; [`memory_forecast`] says what it will
+//! take. [`trainer`] is one run step by step,
 //! [`checkpoint`] makes it go on bit by bit, [`metrics`] writes it down, [`run`] drives it, [`generate`] samples,
 //! [`comparison`] makes tables and tests of many runs.
 //!
@@ -22,6 +23,7 @@ pub mod engine;
 pub mod generate;
 pub mod layer_norm;
 pub mod linear;
+pub mod memory_forecast;
 pub mod metrics;
 pub mod model_config;
 pub mod parameters;

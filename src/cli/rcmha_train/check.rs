@@ -5,7 +5,6 @@ use crate::cli::Context;
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::report::{Column, Format, Table};
-use crate::train::engine::EngineConfig;
 use crate::train::engine::check::{Bounds, check};
 use crate::train::text::Streams;
 
@@ -29,12 +28,7 @@ pub(super) fn run(plan: &Plan, args: &RcmhaTrainArgs, context: &Context) -> Resu
     let mut failed = Vec::new();
     for run in plan.runs.iter().filter(|run| run.training.seed == args.seed) {
         let training = &run.training;
-        let config = EngineConfig {
-            batch: training.batch,
-            accumulate: training.accumulate,
-            recompute: training.recompute,
-            dropout: training.dropout,
-        };
+        let config = training.engine()?;
         let streams = Streams::new(&plan.text.train, config.batch, run.model.segment, "training")?;
         let found = check(run.model, config, &streams, training.seed, &plan.place)?;
         let (worst, error) = found.worst();
