@@ -382,6 +382,19 @@ fn wrong_input_is_refused_with_a_remedy() {
         &["has characters that the text lacks"],
     );
     refuses(&mut train("--attention gru"), 2, &["gru"]);
+    refuses(
+        &mut train("--data wikitext"),
+        2,
+        &["does not exist", "tiny-shakespeare, wikitext-2"],
+    );
+    refuses(
+        train("--data wikitext-2 --offline").env("HF_HUB_CACHE", &folder),
+        3,
+        &[
+            "`wikitext-2-v1/train-00000-of-00001.parquet`",
+            "run once without `--offline`",
+        ],
+    );
     // Sizes that would abort or run on for ever.
     refuses(
         &mut train("--seeds 4000000000"),

@@ -1,6 +1,6 @@
 //! Training: a Transformer-XL whose attention is MHA, MDHA, RMHA or RCMHA (arXiv 2308.03429), on the CPU or a GPU.
 //!
-//! In reading order: [`text`] becomes ids in parallel streams. [`transformer_xl`] is the model; its [`attention`] is
+//! In reading order: [`text`], one of the [`known_texts`] or a file, becomes ids in parallel streams. [`transformer_xl`] is the model; its [`attention`] is
 //! the only part that differs between the compared ones. All tensors lie in one flat buffer that [`parameters`] knows
 //! the places of. There is no general tape: the model is fixed, so each layer ([`linear`], [`layer_norm`],
 //! [`cross_entropy`], the attention) has its forward and backward pass written out and fused, and tests compare them
@@ -21,6 +21,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod engine;
 pub mod generate;
+pub mod known_texts;
 pub mod layer_norm;
 pub mod linear;
 pub mod memory_forecast;

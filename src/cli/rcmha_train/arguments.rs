@@ -84,9 +84,10 @@ impl ComputeArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Text")]
 pub struct DataArgs {
-    /// A UTF-8 file, `-` for stdin, a directory or a hub data set with `train.txt` and `valid.txt` (or `input.txt`)
+    /// A UTF-8 file, `-` for stdin, a directory or a hub data set with `train.txt` and `valid.txt` (or `input.txt`), or the
+    /// name of a text on the hub: tiny-shakespeare, wikitext-2, wikitext-103, wikitext-2-raw, wikitext-103-raw
     /// [default: stories that are part of the program]
-    #[arg(long, value_name = "FILE|DIR|ID")]
+    #[arg(long, value_name = "FILE|DIR|ID|NAME")]
     pub data: Option<String>,
     /// The held-out text, if it is a file of its own [default: the last tenth]
     #[arg(long, value_name = "FILE", requires = "data")]
