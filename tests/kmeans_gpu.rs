@@ -8,30 +8,18 @@
 //! 3. scikit-learn's fixtures: its labels;
 //! 4. a whole run from the same seed: inertia within 1 in 1000 of the CPU's (a near tie may lead to another local minimum),
 //!    and the same bits when run again.
-#![allow(
-    clippy::print_stderr,
-    reason = "a skipped test says why, the others what they compared"
-)]
+#![allow(clippy::print_stderr, reason = "the tests say what they compared")]
 
+mod common;
+
+use common::gpu;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokselect::kernels::cpu::Cpu;
-use tokselect::kernels::cuda::Gpu;
 use tokselect::probe::key_space::Rows;
 use tokselect::probe::kmeans::{Distance, KMeans, KMeansConfig, Place, fit, fit_from};
 
 const NEAR_TIE: f64 = 1e-6;
-
-fn gpu() -> Option<Gpu> {
-    match Gpu::open(0, None) {
-        Ok(gpu) => Some(gpu),
-        Err(error) => {
-            assert!(std::env::var_os("TOKSELECT_REQUIRE_GPU").is_none(), "{error}");
-            eprintln!("skipped: {error}");
-            None
-        }
-    }
-}
 
 fn config(clusters: usize, distance: Distance, max_iterations: usize) -> KMeansConfig {
     KMeansConfig {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use tokselect::train::attention::core::Keep;
 use tokselect::train::attention::{AttentionKind, Convolution, TableSize};
+use tokselect::train::checkpoint::Checkpoint;
 use tokselect::train::dropout::Dropout;
 use tokselect::train::pool::Pool;
 use tokselect::train::scalar::Scalar;
@@ -201,16 +202,82 @@ fn a_killed_run_goes_on_with_the_same_losses() {
         child.wait().unwrap();
     }
     assert!(kills > 0, "the run was over before it could be killed");
-    // A checkpoint whose writing was cut short is passed over.
-    let run = folder.join("rmha-seed-0");
-    fs::create_dir_all(&run).unwrap();
-    if !run.join("step-000000060.safetensors").exists() {
-        fs::write(run.join("step-000000059.safetensors"), b"half").unwrap();
-    }
     succeeds(&mut small(&folder));
     for name in ["rmha-seed-0", "rmha-seed-1", "rcmha-seed-0", "rcmha-seed-1"] {
         assert_eq!(losses(&whole.join(name)), losses(&folder.join(name)), "{name}");
     }
+}
+
+#[test]
+fn a_checkpoint_that_was_cut_short_is_passed_over_for_the_one_before() {
+    let options = "--checkpoint-every 7";
+    let (whole, folder) = (scratch("rcmha-untorn"), scratch("rcmha-torn"));
+    succeeds(&mut with(&whole, options));
+    succeeds(&mut with(&folder, options));
+    // As if the run had been killed at its end: checkpoints of steps 56 and 60 are there, and no result.
+    fs::remove_file(folder.join("samples.jsonl")).unwrap();
+    let run = folder.join("rmha-seed-0");
+    let last = run.join("step-000000060.safetensors");
+    let tensors = || {
+        let mut tensors = Checkpoint::read(&last).unwrap().tensors;
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        tensors
+    };
+    let expected = tensors();
+    let bytes = fs::read(&last).unwrap();
+    fs::write(&last, &bytes[..bytes.len() / 2]).unwrap();
+    let before = fs::metadata(run.join("step-000000056.safetensors"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    succeeds(&mut with(&folder, options));
+    assert_eq!(losses(&whole.join("rmha-seed-0")), losses(&run));
+    assert!(tensors() == expected);
+    let after = fs::metadata(run.join("step-000000056.safetensors"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    assert_eq!(before, after, "step 56 was taken again");
+}
+
+/// `/dev/full` has no room for anything.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_ends_the_run_and_leaves_the_checkpoint_before() {
+    let folder = scratch("rcmha-full");
+    let run_folder = folder.join("rmha-seed-0");
+    fs::create_dir_all(&run_folder).unwrap();
+    let aside = run_folder.join("step-000000014.safetensors.tmp");
+    std::os::unix::fs::symlink("/dev/full", aside).unwrap();
+    let options = "--checkpoint-every 7";
+    let full = run(&mut with(&folder, options));
+    assert_refused(
+        &full,
+        3,
+        &[
+            "step-000000014.safetensors",
+            "free some space",
+            "the checkpoint before it is whole",
+        ],
+    );
+    let kept = Checkpoint::read(&run_folder.join("step-000000007.safetensors")).unwrap();
+    assert_eq!(kept.progress.step, 7);
+    let whole = scratch("rcmha-roomy");
+    succeeds(&mut with(&whole, options));
+    succeeds(&mut with(&folder, options));
+    assert_eq!(losses(&whole.join("rmha-seed-0")), losses(&run_folder));
+}
+
+#[test]
+fn a_run_that_diverged_is_read_again() {
+    let folder = scratch("rcmha-diverged");
+    // The loss is a number; e to it is none.
+    let options = "--rate 100 --warmup 1 --clip 0 --spike-factor 0 --seeds 2";
+    let finished = succeeds(&mut with(&folder, options));
+    assert!(finished.text().contains("not finite in seed 0"), "{finished:?}");
+    assert_eq!(succeeds(&mut with(&folder, options)).text(), finished.text());
+    let samples = fs::read_to_string(folder.join("samples.jsonl")).unwrap();
+    assert!(samples.contains("\"valid_perplexity\":\"inf\""), "{samples}");
 }
 
 #[test]
@@ -315,6 +382,44 @@ fn wrong_input_is_refused_with_a_remedy() {
         &["has characters that the text lacks"],
     );
     refuses(&mut train("--attention gru"), 2, &["gru"]);
+    refuses(
+        &mut train("--data wikitext"),
+        2,
+        &["does not exist", "tiny-shakespeare, wikitext-2"],
+    );
+    refuses(
+        train("--data wikitext-2 --offline").env("HF_HUB_CACHE", &folder),
+        3,
+        &[
+            "`wikitext-2-v1/train-00000-of-00001.parquet`",
+            "run once without `--offline`",
+        ],
+    );
+    // Sizes that would abort or run on for ever.
+    refuses(
+        &mut train("--seeds 4000000000"),
+        2,
+        &["--seeds", "4000000000", "1..=1000"],
+    );
+    refuses(&mut train("--epochs 1e300"), 2, &["`--epochs` makes"]);
+    refuses(
+        &mut train("--segment 16777216"),
+        2,
+        &["a segment of 16777216", "--segment"],
+    );
+    refuses(&mut train("--batch 1048576"), 2, &["1048576 streams", "--batch"]);
+    for (sizes, flag) in [
+        ("--memory 16777216 --batch 64", "--memory"),
+        ("--layers 4096 --d-model 65536", "--layers"),
+        ("--relative-table 16777216 --d-model 8192", "--relative-table"),
+        ("--d-ffn 1048576 --d-model 65536 --dry-run", "--d-ffn"),
+    ] {
+        refuses(
+            train(sizes).args(["--device", "cpu"]),
+            3,
+            &["training", "are available", flag],
+        );
+    }
 }
 
 #[test]
@@ -328,6 +433,6 @@ fn a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint() {
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.to_str().unwrap().contains("step-"))
         .max();
-    let checkpoint = tokselect::train::checkpoint::Checkpoint::read(&last.expect("a checkpoint")).unwrap();
+    let checkpoint = Checkpoint::read(&last.expect("a checkpoint")).unwrap();
     assert!(checkpoint.progress.step >= 1);
 }

@@ -18,12 +18,17 @@ pub(super) const MOST_TOKENS: u64 = 1 << 32;
 
 /// Reads a number of tokens.
 pub(super) fn tokens() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(..=MOST_TOKENS)
+    between(0, MOST_TOKENS)
 }
 
 /// Reads a number of tokens above 0.
 pub(super) fn at_least_one() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..=MOST_TOKENS)
+    between(1, MOST_TOKENS)
+}
+
+/// Reads a number from `least` to `most`.
+pub(super) fn between(least: u64, most: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(least..=most)
 }
 
 /// Flags of every command.

@@ -17,6 +17,7 @@ mod curves;
 pub mod json;
 pub mod markdown;
 mod measured;
+pub(crate) mod number;
 pub mod paper_table;
 mod run_config;
 mod run_directory;
@@ -29,6 +30,7 @@ pub mod terminal;
 
 pub use measured::{Measured, OUT_OF_MEMORY};
 pub use run_directory::RunDirectory;
+pub(crate) use run_directory::replace_file;
 pub use samples::{KeySink, MemorySink, Sample, SampleSink};
 pub use table::{Cell, Column, MissingCell, Table};
 

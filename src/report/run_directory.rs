@@ -85,7 +85,7 @@ impl RunDirectory {
                     ));
                 }
             }
-            _ => replace(&output.join(CONFIG), json::pretty(&wanted)?.as_bytes())?,
+            _ => replace_file(&output.join(CONFIG), json::pretty(&wanted)?.as_bytes())?,
         }
         Ok(Self {
             path: output.to_owned(),
@@ -119,7 +119,7 @@ impl RunDirectory {
 
     /// Writes another file of the run, such as a figure, by renaming a finished one.
     pub fn write_file(&self, name: &str, contents: &[u8]) -> Result<()> {
-        replace(&self.path.join(name), contents)
+        replace_file(&self.path.join(name), contents)
     }
 
     /// Writes the tables, then `report.json`, each by renaming a finished file; fills in `report.samples`.
@@ -140,10 +140,10 @@ impl RunDirectory {
                 0 => "table.csv".into(),
                 _ => format!("table.{}.csv", file_stem(&table.name, index)),
             };
-            replace(&self.path.join(name), csv::table(table)?.as_bytes())?;
+            replace_file(&self.path.join(name), csv::table(table)?.as_bytes())?;
         }
-        replace(&self.path.join("table.md"), markdown::report(report).as_bytes())?;
-        replace(&self.path.join(REPORT), json::report(report)?.as_bytes())
+        replace_file(&self.path.join("table.md"), markdown::report(report).as_bytes())?;
+        replace_file(&self.path.join(REPORT), json::report(report)?.as_bytes())
     }
 }
 
@@ -205,8 +205,8 @@ fn lock(file: &File, output: &Path, notices: &mut Vec<String>) -> Result<()> {
     }
 }
 
-/// Writes a file beside `path` and renames it, so that a reader never sees a half-written one.
-fn replace(path: &Path, contents: &[u8]) -> Result<()> {
+/// Writes a file beside `path` and renames it: a reader never sees a half-written one, and a full disk loses nothing.
+pub(crate) fn replace_file(path: &Path, contents: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = path.with_file_name(name);

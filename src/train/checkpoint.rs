@@ -6,12 +6,12 @@
 use super::scalar::Scalar;
 use super::trainer::Progress;
 use crate::error::{Error, Result, io_error};
+use crate::report::replace_file;
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 const PREFIX: &str = "step-";
@@ -54,15 +54,7 @@ impl Checkpoint {
             ));
         }
         let bytes = serialize(views, Some(metadata)).map_err(|e| Error::bug(format!("a checkpoint as bytes: {e}")))?;
-        let temporary = path.with_extension("tmp");
-        let written = File::create(&temporary)
-            .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()))
-            .and_then(|()| fs::rename(&temporary, path));
-        written.map_err(|error| {
-            // Nothing more can be done if removing fails too; the first error is the one to tell.
-            let _ = fs::remove_file(&temporary);
-            io_error("write", path, &error).note("the checkpoint before it is whole")
-        })
+        replace_file(path, &bytes).map_err(|error| error.note("the checkpoint before it is whole"))
     }
 
     /// Reads a file that [`Checkpoint::write`] has written.

@@ -27,15 +27,26 @@ fn of(runs: &[RunResult], kind: AttentionKind) -> Vec<&RunResult> {
     found
 }
 
-/// Mean and standard error as cells.
-fn mean_cells(values: &[f64]) -> [Cell; 2] {
-    let summary = Summary::of(values);
-    let missing = || Cell::missing("no finite value");
+/// Why numbers of runs have no mean, naming the seeds: a run that diverged is neither averaged nor left out in silence.
+fn why_missing(runs: &[&RunResult], values: &[f64]) -> String {
+    let broken = runs.iter().zip(values).filter(|(_, value)| !value.is_finite());
+    let seeds: Vec<String> = broken.map(|(run, _)| run.seed.to_string()).collect();
+    if seeds.is_empty() {
+        "not measured".to_owned()
+    } else {
+        format!("not finite in seed {}", seeds.join(", "))
+    }
+}
+
+/// Mean and standard error of numbers, one per run, as cells.
+fn mean_cells(runs: &[&RunResult], values: &[f64]) -> [Cell; 2] {
+    let Some(summary) = Summary::of(values) else {
+        return [(); 2].map(|()| Cell::missing(why_missing(runs, values)));
+    };
+    let error = summary.standard_error;
     [
-        summary.map_or_else(missing, |summary| summary.mean.into()),
-        summary
-            .and_then(|summary| summary.standard_error)
-            .map_or_else(|| Cell::missing("one seed"), Cell::from),
+        summary.mean.into(),
+        error.map_or_else(|| Cell::missing("one seed"), Cell::from),
     ]
 }
 
@@ -60,12 +71,15 @@ pub fn table(runs: &[RunResult], kinds: &[AttentionKind]) -> Result<Table> {
     for &kind in kinds {
         let runs = of(runs, kind);
         let Some(first) = runs.first() else { continue };
-        let values = |measure: fn(&RunResult) -> f64| runs.iter().map(|run| measure(run)).collect::<Vec<_>>();
-        let [loss, loss_se] = mean_cells(&values(|run| run.valid_loss));
-        let [perplexity, _] = mean_cells(&values(|run| run.valid_perplexity));
-        let [accuracy, accuracy_se] = mean_cells(&values(|run| run.valid_accuracy));
-        let [train, _] = mean_cells(&values(|run| run.train_loss));
-        let [coded, coded_se] = mean_cells(&values(|run| run.coded_accuracy));
+        let mean = |measure: fn(&RunResult) -> f64| {
+            let values: Vec<f64> = runs.iter().map(|run| measure(run)).collect();
+            mean_cells(&runs, &values)
+        };
+        let [loss, loss_se] = mean(|run| run.valid_loss);
+        let [perplexity, _] = mean(|run| run.valid_perplexity);
+        let [accuracy, accuracy_se] = mean(|run| run.valid_accuracy);
+        let [train, _] = mean(|run| run.train_loss);
+        let [coded, coded_se] = mean(|run| run.coded_accuracy);
         table.push(vec![
             kind.name().into(),
             runs.len().into(),
@@ -106,9 +120,9 @@ pub fn cost_table(runs: &[RunResult], kinds: &[AttentionKind]) -> Result<Table> 
         let most = |bytes: fn(&RunResult) -> u64| runs.iter().map(|run| bytes(run)).max().unwrap_or(0);
         let process = runs.iter().filter_map(|run| run.peak_rss_bytes.get().copied()).max();
         let why = first.peak_rss_bytes.reason().unwrap_or("not measured").to_owned();
-        let [speed, _] = mean_cells(&speeds);
+        let [speed, _] = mean_cells(&runs, &speeds);
         let steps: Vec<f64> = runs.iter().filter_map(|run| run.median_step_s).collect();
-        let [step, _] = mean_cells(&steps);
+        let [step, _] = mean_cells(&runs, &steps);
         table.push(vec![
             kind.name().into(),
             speed,
@@ -140,28 +154,34 @@ pub fn paired_table(runs: &[RunResult], kinds: &[AttentionKind], reference: Atte
     let references = of(runs, reference);
     for &kind in kinds.iter().filter(|kind| **kind != reference) {
         for (name, measure) in MEASURES {
-            let pair = |run: &&RunResult| {
+            let pairs = of(runs, kind).into_iter().filter_map(|run| {
                 let other = references.iter().find(|other| other.seed == run.seed)?;
-                Some(measure(run) - measure(other))
-            };
-            let differences: Vec<f64> = of(runs, kind).iter().filter_map(pair).collect();
-            let Some(summary) = Summary::of(&differences).filter(|summary| summary.n > 1) else {
+                Some((run, measure(run) - measure(other)))
+            });
+            let (pairs, differences): (Vec<&RunResult>, Vec<f64>) = pairs.unzip();
+            if pairs.len() < 2 {
                 continue;
-            };
-            let why = "one seed";
-            let bound = |at: usize| summary.ci95.map_or_else(|| Cell::missing(why), |ci| ci[at].into());
-            table.push(vec![
+            }
+            let mut row: Vec<Cell> = vec![
                 kind.name().into(),
                 reference.name().into(),
                 name.into(),
-                summary.n.into(),
-                summary.mean.into(),
-                summary.standard_error.map_or_else(|| Cell::missing(why), Cell::from),
-                bound(0),
-                bound(1),
-                sign_flip_p(&differences)
-                    .map_or_else(|| Cell::missing(format!("more than {MOST_EXACT} seeds")), Cell::from),
-            ])?;
+                pairs.len().into(),
+            ];
+            let found = Summary::of(&differences).and_then(|summary| {
+                let [low, high] = summary.ci95?;
+                Some([summary.mean, summary.standard_error?, low, high])
+            });
+            if let Some(numbers) = found {
+                row.extend(numbers.map(Cell::from));
+                row.push(
+                    sign_flip_p(&differences)
+                        .map_or_else(|| Cell::missing(format!("more than {MOST_EXACT} seeds")), Cell::from),
+                );
+            } else {
+                row.extend([(); 5].map(|()| Cell::missing(why_missing(&pairs, &differences))));
+            }
+            table.push(row)?;
         }
     }
     Ok((!table.rows.is_empty()).then_some(table))
@@ -193,6 +213,73 @@ fn sign_flip_p(differences: &[f64]) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::trainer::MemoryUse;
+
+    fn result(attention: AttentionKind, seed: u64, valid_loss: f64) -> RunResult {
+        RunResult {
+            attention,
+            seed,
+            steps: 1,
+            trained_tokens: 1,
+            parameters: 1,
+            valid_loss,
+            valid_perplexity: valid_loss.exp(),
+            valid_accuracy: 0.5,
+            best_valid_loss: None,
+            train_loss: valid_loss,
+            coded_accuracy: 0.5,
+            first_loss: 3.0,
+            tokens_per_s: 1.0,
+            median_step_s: None,
+            skipped_steps: 0,
+            memory: MemoryUse {
+                weights_bytes: 1,
+                gradients_bytes: 1,
+                optimizer_bytes: 1,
+                activations_peak_bytes: 1,
+            },
+            peak_rss_bytes: Measured::Value(1),
+            train_curve: Vec::new(),
+            valid_curve: Vec::new(),
+            sample: None,
+        }
+    }
+
+    #[test]
+    fn a_seed_that_diverged_is_named_wherever_it_would_count() {
+        use AttentionKind::{Rcmha, Rmha};
+        // e^800 is infinite; the losses themselves are numbers.
+        let mut runs: Vec<RunResult> = [1.5, 1.6, 800.0]
+            .into_iter()
+            .zip(0..)
+            .flat_map(|(loss, seed)| [result(Rmha, seed, 1.4), result(Rcmha, seed, loss)])
+            .collect();
+        let read: Vec<RunResult> = serde_json::from_str(&serde_json::to_string(&runs).unwrap()).unwrap();
+        assert_eq!(read, runs);
+        let kinds = [Rmha, Rcmha];
+        let rows = table(&runs, &kinds).unwrap().rows;
+        assert_eq!(rows[1][5], Cell::missing("not finite in seed 2"));
+        assert!(
+            matches!(rows[1][3], Cell::Number(loss) if loss > 267.0),
+            "{:?}",
+            rows[1]
+        );
+        assert!(matches!(rows[0][5], Cell::Number(_)));
+        // A loss that is no number has no differences either, and the row says so.
+        runs[5].valid_loss = f64::INFINITY;
+        let rows = paired_table(&runs, &kinds, Rmha).unwrap().unwrap().rows;
+        assert_eq!(rows[0][3], Cell::Integer(3));
+        assert!(
+            rows[0][4..]
+                .iter()
+                .all(|cell| *cell == Cell::missing("not finite in seed 2"))
+        );
+        assert!(rows[1][4..].iter().all(|cell| matches!(cell, Cell::Number(_))));
+        assert_eq!(
+            cost_table(&runs, &kinds).unwrap().rows[0][2],
+            Cell::missing("not measured")
+        );
+    }
 
     #[test]
     fn sign_flips_by_hand() {

@@ -10,7 +10,7 @@ use super::trainer::{MemoryUse, Step, Trainer};
 use crate::bench::peak_memory;
 use crate::error::{Error, Result, io_error};
 use crate::model::sampling::SamplingConfig;
-use crate::report::Measured;
+use crate::report::{Measured, number};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -60,18 +60,22 @@ pub struct RunResult {
     /// Parameters.
     pub parameters: u64,
     /// Loss on all of the held-out text after the last step, in nats per symbol.
+    #[serde(with = "number")]
     pub valid_loss: f64,
-    /// e to that.
+    /// e to that; infinite in a run that has diverged.
+    #[serde(with = "number")]
     pub valid_perplexity: f64,
     /// Accuracy on all of the held-out text after the last step.
     pub valid_accuracy: f64,
     /// Lowest loss of an evaluation on the way.
     pub best_valid_loss: Option<f64>,
     /// Loss of the last line of training metrics.
+    #[serde(with = "number")]
     pub train_loss: f64,
     /// Running accuracy since the first step over training and validation batches mixed, as the paper's code logs it.
     pub coded_accuracy: f64,
     /// Loss of the first line of training metrics.
+    #[serde(with = "number")]
     pub first_loss: f64,
     /// Training speed, without evaluations.
     pub tokens_per_s: f64,

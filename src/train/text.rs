@@ -187,7 +187,7 @@ impl Streams {
                 "the {part} part of the text has {} symbols, too few for {batch} streams of a segment of {segment}",
                 ids.len()
             ))
-            .note(format!("{} symbols are needed", batch * (segment + 1)))
+            .note(format!("{} symbols are needed", batch.saturating_mul(segment + 1)))
             .help("pass a longer text, a smaller `--batch`, or a smaller `--segment`"));
         }
         Ok(Self {

@@ -48,6 +48,25 @@ pub struct TrainConfig {
     pub seed: u64,
 }
 
+impl TrainConfig {
+    /// What an engine is made for; refuses groups that do not divide the batch.
+    pub fn engine(&self) -> Result<EngineConfig> {
+        if self.batch == 0 || self.accumulate == 0 || !self.batch.is_multiple_of(self.accumulate) {
+            return Err(Error::user(format!(
+                "`--accumulate {}` does not divide `--batch {}`",
+                self.accumulate, self.batch
+            ))
+            .help("pass numbers above 0 that divide"));
+        }
+        Ok(EngineConfig {
+            batch: self.batch,
+            accumulate: self.accumulate,
+            recompute: self.recompute,
+            dropout: self.dropout,
+        })
+    }
+}
+
 /// Counters of a run; with them, the tensors and the configuration, everything that follows is determined.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Progress {
@@ -121,19 +140,7 @@ impl Trainer {
     pub fn new(model: ModelConfig, config: TrainConfig, text: &Text, place: &Place) -> Result<Self> {
         let model = TransformerXl::new(model)?;
         let segment = model.config.segment;
-        if config.batch == 0 || config.accumulate == 0 || !config.batch.is_multiple_of(config.accumulate) {
-            return Err(Error::user(format!(
-                "`--accumulate {}` does not divide `--batch {}`",
-                config.accumulate, config.batch
-            ))
-            .help("pass numbers above 0 that divide"));
-        }
-        let engine = EngineConfig {
-            batch: config.batch,
-            accumulate: config.accumulate,
-            recompute: config.recompute,
-            dropout: config.dropout,
-        };
+        let engine = config.engine()?;
         Ok(Self {
             train: Streams::new(&text.train, config.batch, segment, "training")?,
             valid: Streams::new(&text.valid, config.batch, segment, "held-out")?,

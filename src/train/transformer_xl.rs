@@ -93,6 +93,14 @@ struct BlockTape<T> {
 impl TransformerXl {
     /// The model of `config`.
     pub fn new(config: ModelConfig) -> Result<Self> {
+        let mut model = Self::tensors(config)?;
+        model.sinusoids = (config.attention.parts().positions == Positions::Sinusoid)
+            .then(|| Sinusoids::new(config.memory + config.segment, config.d_model));
+        Ok(model)
+    }
+
+    /// What tensors the model of `config` has; nothing of their size is allocated, and nothing can be computed.
+    pub(super) fn tensors(config: ModelConfig) -> Result<Self> {
         config.validate()?;
         let (d, mut layout) = (config.d_model, Layout::default());
         let norm = |layout: &mut Layout, name: &str| {
@@ -118,8 +126,7 @@ impl TransformerXl {
         Ok(Self {
             norm: norm(&mut layout, "norm"),
             output: affine(&mut layout, "output", d, config.vocab),
-            sinusoids: (config.attention.parts().positions == Positions::Sinusoid)
-                .then(|| Sinusoids::new(config.memory + config.segment, d)),
+            sinusoids: None,
             config,
             layout,
             embedding,

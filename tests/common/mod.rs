@@ -9,6 +9,19 @@ pub mod tables;
 pub mod tiny_model;
 
 use std::path::{Path, PathBuf};
+use tokselect::kernels::cuda::Gpu;
+
+/// The first GPU. `None`, with the reason printed, where there is none; a panic if `TOKSELECT_REQUIRE_GPU=1`.
+pub fn gpu() -> Option<Gpu> {
+    match Gpu::open(0, None) {
+        Ok(gpu) => Some(gpu),
+        Err(error) => {
+            assert!(std::env::var_os("TOKSELECT_REQUIRE_GPU").is_none(), "{error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
 
 /// A path in the folder of development data, which is not part of the repository: `TOKSELECT_SHARED`, or `shared`
 /// beside the checkout. `None`, with the reason printed, where it is absent; a panic if `TOKSELECT_REQUIRE_SHARED=1`.

@@ -10,6 +10,7 @@ use tokselect::error::Error;
 use tokselect::hub::{
     HubEnvironment, HubOptions, ModelFiles, Need, SourceRecord, find_data_with, resolve_data_with, resolve_with,
 };
+use tokselect::train::known_texts::KnownText;
 
 const WEIGHTS: &[u8] = &[7; 300_000];
 const CONFIG: (&str, &[u8]) = ("config.json", b"{\"model_type\": \"qwen2\"}");
@@ -502,6 +503,65 @@ fn several_files_of_a_data_set_are_found_with_one_listing_and_what_is_absent_is_
     assert_eq!(listings, 1, "{:?}", world.hub.requests());
     let again = get(&wanted[..2], &offline).unwrap();
     assert_eq!(again.files, found.files[..2]);
+}
+
+/// The rows of `scripts/make_parquet_fixture.py`, which pyarrow wrote.
+#[test]
+fn a_text_that_goes_by_a_name_is_downloaded_once_and_read_from_parquet() {
+    let lines: &[u8] = include_bytes!("../fixtures/lines.parquet");
+    let files = [
+        ("words/train-0.parquet", lines),
+        ("words/train-1.parquet", lines),
+        ("words/valid.parquet", lines),
+        ("words/test.parquet", b"not wanted"),
+    ];
+    let world = world(Behaviour::with(&files));
+    let text = KnownText {
+        name: "words",
+        repository: "Org/Name",
+        revision: COMMIT,
+        train: &["words/train-0.parquet", "words/train-1.parquet"],
+        valid: &["words/valid.parquet"],
+        blank: " \n",
+    };
+    let offline = HubOptions {
+        offline: true,
+        ..options()
+    };
+    let error = text.read(&world.environment, &offline).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    for part in [
+        "`words/train-0.parquet`",
+        "Org/Name",
+        "the text `words`",
+        "run once without `--offline`",
+    ] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let once = " \n = A title = \n \n A line of words , and ü . \n A line of words , and ü . \n \n The end . \n";
+    let parts = text.read(&world.environment, &options()).unwrap();
+    assert_eq!(parts, [once.repeat(2), once.to_owned()]);
+    assert!(world.hub.ranges("test.parquet").is_empty());
+    let asked = world.hub.requests().len();
+    assert_eq!(text.read(&world.environment, &offline).unwrap(), parts);
+    assert_eq!(world.hub.requests().len(), asked);
+    // A revision of the user's is taken in place of the text's own.
+    let old = HubOptions {
+        revision: Some("old".to_owned()),
+        ..options()
+    };
+    text.read(&world.environment, &old).unwrap();
+    let requests = world.hub.requests();
+    assert!(
+        requests.iter().any(|request| request.path.contains("/revision/old")),
+        "{requests:?}"
+    );
+    let lacking = KnownText {
+        valid: &["words/none.parquet"],
+        ..text
+    };
+    let error = lacking.read(&world.environment, &options()).unwrap_err();
+    assert!(error.message().contains("has no `words/none.parquet`"), "{error}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::Generation;
 use crate::error::{Error, Result, io_error};
+use crate::report::replace_file;
 use serde_json::json;
 use std::path::Path;
 
@@ -29,16 +30,9 @@ pub(super) fn write(path: &Path, input_ids: &[u32], generation: &Generation) -> 
         "prefill_chunks": generation.prefill_steps.iter().map(chunk).collect::<Vec<_>>(),
     });
     let text = serde_json::to_string(&value).map_err(|e| Error::bug(format!("logits as JSON: {e}")))?;
-    let written = if path.is_file() || !path.exists() {
-        // Renamed when whole: an earlier dump is not lost to a full disk.
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".tmp");
-        let temporary = path.with_file_name(name);
-        std::fs::write(&temporary, text)
-            .and_then(|()| std::fs::rename(&temporary, path))
-            .inspect_err(|_| drop(std::fs::remove_file(&temporary)))
-    } else {
-        std::fs::write(path, text)
-    };
-    written.map_err(|e| io_error("write", path, &e))
+    if path.is_file() || !path.exists() {
+        return replace_file(path, text.as_bytes());
+    }
+    // A device or a pipe is not replaced.
+    std::fs::write(path, text).map_err(|e| io_error("write", path, &e))
 }

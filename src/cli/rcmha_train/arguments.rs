@@ -1,6 +1,6 @@
 //! Flags of `tokselect rcmha-train`, and what they make of a text.
 
-use crate::cli::arguments::{Dtype, at_least_one, tokens};
+use crate::cli::arguments::{Dtype, at_least_one, between};
 use crate::cli::device::training_place;
 use crate::error::{Error, Result};
 use crate::train::attention::{AttentionKind, Convolution, TableSize};
@@ -14,6 +14,14 @@ use std::path::PathBuf;
 
 /// Positions of the relative table in the paper's code.
 const PAPER_POSITIONS: usize = 4096;
+/// Runs of one matrix; more would be a typing error.
+const MOST_SEEDS: u64 = 1000;
+/// What no model comes near; below them, the forecast of memory decides.
+const MOST_LAYERS: u64 = 1 << 12;
+const MOST_WIDTH: u64 = 1 << 20;
+const MOST_POSITIONS: u64 = 1 << 24;
+const MOST_KERNEL: u64 = 1 << 10;
+const MOST_STEPS: u64 = 1 << 40;
 
 /// Arguments of `tokselect rcmha-train`.
 #[derive(Debug, Args)]
@@ -24,7 +32,7 @@ pub struct RcmhaTrainArgs {
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["mha", "mdha", "rmha", "rcmha"])]
     pub attention: Vec<AttentionKind>,
     /// Number of seeds; run k of them has seed `--seed` + k
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one())]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = between(1, MOST_SEEDS))]
     pub seeds: usize,
     /// First seed
     #[arg(long, default_value_t = 0)]
@@ -76,9 +84,10 @@ impl ComputeArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Text")]
 pub struct DataArgs {
-    /// A UTF-8 file, `-` for stdin, a directory or a hub data set with `train.txt` and `valid.txt` (or `input.txt`)
+    /// A UTF-8 file, `-` for stdin, a directory or a hub data set with `train.txt` and `valid.txt` (or `input.txt`), or the
+    /// name of a text on the hub: tiny-shakespeare, wikitext-2, wikitext-103, wikitext-2-raw, wikitext-103-raw
     /// [default: stories that are part of the program]
-    #[arg(long, value_name = "FILE|DIR|ID")]
+    #[arg(long, value_name = "FILE|DIR|ID|NAME")]
     pub data: Option<String>,
     /// The held-out text, if it is a file of its own [default: the last tenth]
     #[arg(long, value_name = "FILE", requires = "data")]
@@ -99,25 +108,25 @@ pub struct DataArgs {
 #[command(next_help_heading = "Model")]
 pub struct SizeArgs {
     /// Layers [default: 2]
-    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    #[arg(long, value_name = "N", value_parser = between(1, MOST_LAYERS))]
     pub layers: Option<usize>,
     /// Elements of a hidden state [default: 64]
-    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    #[arg(long, value_name = "N", value_parser = between(1, MOST_WIDTH))]
     pub d_model: Option<usize>,
     /// Attention heads [default: 4]
-    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    #[arg(long, value_name = "N", value_parser = between(1, MOST_WIDTH))]
     pub heads: Option<usize>,
     /// Hidden elements of the feed-forward part [default: twice d-model]
-    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    #[arg(long, value_name = "N", value_parser = between(1, MOST_WIDTH))]
     pub d_ffn: Option<usize>,
     /// Symbols of a segment [default: 64]
-    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    #[arg(long, value_name = "N", value_parser = between(1, MOST_POSITIONS))]
     pub segment: Option<usize>,
     /// Positions of memory per layer [default: the segment]
-    #[arg(long, value_name = "N", value_parser = tokens())]
+    #[arg(long, value_name = "N", value_parser = between(0, MOST_POSITIONS))]
     pub memory: Option<usize>,
     /// Width of the depth-wise convolution along time
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one())]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = between(1, MOST_KERNEL))]
     pub kernel: usize,
     /// Projections that are convolved: any of q, k and v
     #[arg(long, value_name = "QKV", default_value = "qkv", value_parser = parse_projections)]
@@ -135,13 +144,13 @@ pub struct SizeArgs {
 #[command(next_help_heading = "Training")]
 pub struct TrainingArgs {
     /// Parallel streams of a step [default: 16]
-    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    #[arg(long, value_name = "N", value_parser = between(1, MOST_WIDTH))]
     pub batch: Option<usize>,
     /// Groups that a step's streams are computed in, for less memory; divides the batch
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one())]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = between(1, MOST_WIDTH))]
     pub accumulate: usize,
     /// Optimiser steps [default: 600, or those of `--epochs`]
-    #[arg(long, value_name = "N", conflicts_with = "epochs", value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    #[arg(long, value_name = "N", conflicts_with = "epochs", value_parser = clap::value_parser!(u64).range(1..=MOST_STEPS))]
     pub steps: Option<u64>,
     /// Passes over the training text
     #[arg(long, value_name = "X", value_parser = parse_positive)]
@@ -193,7 +202,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     pub log_every: Option<u64>,
     /// Symbols to generate at the end of every run; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = between(0, MOST_POSITIONS))]
     pub generate: usize,
     /// What generated text begins with [default: the first line break or symbol of the text]
     #[arg(long, value_name = "TEXT")]
@@ -308,8 +317,8 @@ impl RcmhaTrainArgs {
         self.training.batch.unwrap_or(if self.paper { 32 } else { 16 })
     }
 
-    /// How a run is trained whose text has `steps_per_epoch` segments.
-    pub fn training(&self, model: &ModelConfig, steps_per_epoch: u64, seed: u64) -> Result<TrainConfig> {
+    /// How the first run is trained, whose text has `steps_per_epoch` segments.
+    pub fn training(&self, model: &ModelConfig, steps_per_epoch: u64) -> Result<TrainConfig> {
         let training = &self.training;
         let epochs = training.epochs.or(self.paper.then_some(10.0));
         let steps = match (training.steps, epochs) {
@@ -319,6 +328,12 @@ impl RcmhaTrainArgs {
         };
         if steps == 0 {
             return Err(Error::user("`--epochs` is less than one step").help("pass more epochs, or `--steps`"));
+        }
+        if steps > MOST_STEPS {
+            return Err(
+                Error::user(format!("`--epochs` makes {steps} steps, and {MOST_STEPS} are the most"))
+                    .help("pass fewer epochs, or `--steps`"),
+            );
         }
         let noam = match training.schedule {
             Some(name) => name == ScheduleName::Noam,
@@ -356,7 +371,7 @@ impl RcmhaTrainArgs {
             eval_parts,
             spike_factor: training.spike_factor,
             overfit_batch: training.overfit_batch,
-            seed,
+            seed: self.seed,
         })
     }
 }

@@ -3,7 +3,8 @@
 use super::arguments::DataArgs;
 use crate::cli::prompts::read_text;
 use crate::error::{Error, Result};
-use crate::hub::{HubOptions, find_data};
+use crate::hub::{HubEnvironment, HubOptions, find_data};
+use crate::train::known_texts::{known_names, known_text};
 use crate::train::text::Text;
 use std::path::Path;
 
@@ -53,7 +54,12 @@ pub fn load(args: &DataArgs) -> Result<Named> {
         offline: args.offline,
         ..HubOptions::default()
     };
-    let found = find_data(reference, &wanted(), &options)?;
+    if let Some(known) = known_text(reference).filter(|_| !path.exists()) {
+        let [train, valid] = known.read(&HubEnvironment::from_env(), &options)?;
+        return named(Text::new(args.unit, &train, &valid), reference);
+    }
+    let found = find_data(reference, &wanted(), &options)
+        .map_err(|error| error.note(format!("texts that go by a name: {}", known_names())))?;
     let [train, valid, whole] = [0, 1, 2].map(|at| found.files[at].as_ref().map(|file| file.path.as_path()));
     match (train, valid, whole) {
         (Some(train), Some(valid), _) => named(Text::new(args.unit, &read(train)?, &read(valid)?), reference),

@@ -16,10 +16,11 @@ use crate::report::{Aggregate, Column, Format, Measured, MemorySink, Report, Run
 use crate::train::attention::AttentionKind;
 use crate::train::comparison;
 use crate::train::engine::Place;
+use crate::train::memory_forecast::MemoryForecast;
+use crate::train::model_config::ModelConfig;
 use crate::train::run::{RunOptions, RunResult, run as train};
 use crate::train::text::{Streams, Text};
 use crate::train::trainer::{TrainConfig, Trainer};
-use crate::train::transformer_xl::{ModelConfig, TransformerXl};
 pub use arguments::RcmhaTrainArgs;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -33,7 +34,7 @@ const OVERFIT_SHARE: f64 = 0.1;
 struct Planned {
     model: ModelConfig,
     training: TrainConfig,
-    parameters: usize,
+    forecast: MemoryForecast,
 }
 
 impl Planned {
@@ -86,29 +87,41 @@ fn plan(args: &RcmhaTrainArgs) -> Result<Plan> {
         ))
         .help("pass a `--prompt` made of characters of the text"));
     }
-    let mut runs = Vec::new();
-    // Seed by seed, so that a stopped matrix has whole comparisons.
-    for seed in (0..args.seeds as u64).map(|k| args.seed + k) {
-        for &kind in &kinds {
-            let model = args.model(kind, text.codec.vocab());
-            let parameters = TransformerXl::new(model)?.layout.count();
-            let streams = Streams::new(&text.train, args.batch(), model.segment, "training")?;
-            Streams::new(&text.valid, args.batch(), model.segment, "held-out")?;
-            let training = args.training(&model, streams.segments() as u64, seed)?;
-            runs.push(Planned {
-                model,
-                training,
-                parameters,
-            });
+    let place = args.compute.place()?;
+    let available = place.available_bytes()?;
+    let mut models = Vec::new();
+    for &kind in &kinds {
+        let model = args.model(kind, text.codec.vocab());
+        model.validate()?;
+        let streams = Streams::new(&text.train, args.batch(), model.segment, "training")?;
+        Streams::new(&text.valid, args.batch(), model.segment, "held-out")?;
+        let training = args.training(&model, streams.segments() as u64)?;
+        let engine = training.engine()?;
+        let forecast = MemoryForecast::new(&model, &engine, place.value_bytes())?;
+        if let Some(available) = available {
+            forecast.check(&model, &engine, available)?;
         }
+        models.push((model, training, forecast));
     }
+    // Seed by seed, so that a stopped matrix has whole comparisons.
+    let seeds = (0..args.seeds as u64).map(|k| args.seed + k);
+    let runs = seeds.flat_map(|seed| {
+        models.iter().map(move |(model, training, forecast)| Planned {
+            model: *model,
+            training: TrainConfig {
+                seed,
+                ..training.clone()
+            },
+            forecast: *forecast,
+        })
+    });
     Ok(Plan {
+        runs: runs.collect(),
         text,
         data: name,
-        runs,
         kinds,
         reference,
-        place: args.compute.place()?,
+        place,
     })
 }
 
@@ -184,7 +197,7 @@ fn print_plan(plan: &Plan, args: &RcmhaTrainArgs, context: &Context) -> Result<O
     if args.output.output.format == Some(Format::Json) {
         let runs = plan.runs.iter();
         let runs: Vec<Value> = runs
-            .map(|run| json!({"run": run.name(), "parameters": run.parameters, "model": run.model, "training": run.training}))
+            .map(|run| json!({"run": run.name(), "parameters": run.forecast.parameters, "forecast_bytes": run.forecast.total_bytes(), "model": run.model, "training": run.training}))
             .collect();
         let value = json!({"config": effective_config(plan, args), "runs": runs});
         let text = serde_json::to_string_pretty(&value).map_err(|e| Error::bug(format!("plan as JSON: {e}")))?;
@@ -194,6 +207,7 @@ fn print_plan(plan: &Plan, args: &RcmhaTrainArgs, context: &Context) -> Result<O
         "run",
         "parameters",
         "weights, gradients, optimiser",
+        "with activations, about",
         "steps",
         "symbols a step",
     ];
@@ -201,8 +215,9 @@ fn print_plan(plan: &Plan, args: &RcmhaTrainArgs, context: &Context) -> Result<O
     for run in &plan.runs {
         table.push(vec![
             run.name().into(),
-            run.parameters.into(),
-            human_bytes(16 * run.parameters).into(),
+            run.forecast.parameters.into(),
+            human_bytes(run.forecast.state_bytes).into(),
+            human_bytes(run.forecast.total_bytes()).into(),
             run.training.steps.into(),
             (run.training.batch * run.model.segment).into(),
         ])?;

@@ -1,7 +1,7 @@
 //! The GPU: CUDA kernels of our own, compiled at first use, and cuBLASLt for the products of many rows.
 //!
 //! [`driver`] owns device, memory and launches, [`compile`] turns the `.cu` files beside it into loaded kernels,
-//! `gemm` calls cuBLASLt. `dense_ops` launches everything of a decoder layer but attention, and with it [`Cuda`] is a
+//! `gemm` calls cuBLASLt by `cublas_lt`. `dense_ops` launches everything of a decoder layer but attention, and with it [`Cuda`] is a
 //! [`Device`]. `LADDER.md` tells what was tried in each kernel and what each step gained.
 //!
 //! Activations, weights, keys and values are bfloat16 or half; the residual stream, norms, sums and logits are f32.
@@ -11,6 +11,7 @@
 pub mod attention;
 pub mod bandwidth;
 pub mod compile;
+mod cublas_lt;
 mod dense_ops;
 pub mod driver;
 mod gemm;
@@ -283,7 +284,7 @@ impl Device for Cuda {
     }
 
     fn working_bytes(&self, _rows: usize, _width: usize, _shape: &AttentionShape) -> usize {
-        gemm::WORKSPACE_BYTES
+        cublas_lt::WORKSPACE_BYTES
     }
 
     fn ids(&self, len: usize) -> Memory {

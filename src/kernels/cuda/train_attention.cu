@@ -178,9 +178,17 @@ DEVICE Task task_of(const Operands& x, int head, int stream) {
     return task;
 }
 
+// The task of a block whose place y in the grid counts heads and streams.
+DEVICE Task task_of_block(const Operands& x) { return task_of(x, blockIdx.y / x.batch, blockIdx.y % x.batch); }
+
+// A tile of the task's rows from row `first` on; rows from `end` on are zeros.
+DEVICE void load_tile(value* to, const value* from, const Task& task, int first, int end) {
+    load_rows(to, from + task.offset + first * task.stride, task.stride, BQ, 0, end - first);
+}
+
 // q and q + v of the rows from i0; without relative positions both are q.
 DEVICE void load_queries(const Operands& x, const Task& task, int i0, value* q, value* biased) {
-    load_rows(q, x.query + task.offset + i0 * task.stride, task.stride, BQ, 0, x.segment - i0);
+    load_tile(q, x.query, task, i0, x.segment);
 #if RELATIVE
     __syncthreads();
     for (int at = threadIdx.x; at < BQ * PADDED; at += THREADS) {
@@ -264,15 +272,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) train_attend(Operands x, v
 
     // Blocks with the most keys first.
     int i0 = (gridDim.x - 1 - blockIdx.x) * BQ;
-    Task task = task_of(x, blockIdx.y / x.batch, blockIdx.y % x.batch);
+    Task task = task_of_block(x);
     load_queries(x, task, i0, q, biased);
     float sum[OT][4], largest[2] = {NEG_INF, NEG_INF}, total[2] = {0.0f, 0.0f};
     clear(sum);
     int columns = min(task.keys, x.memory + i0 + BQ);
     for (int j0 = 0; j0 < columns; j0 += BQ) {
         __syncthreads();
-        load_rows(k, x.key + task.offset + j0 * task.stride, task.stride, BQ, 0, task.keys - j0);
-        load_rows(v, x.stored + task.offset + j0 * task.stride, task.stride, BQ, 0, task.keys - j0);
+        load_tile(k, x.key, task, j0, task.keys);
+        load_tile(v, x.stored, task, j0, task.keys);
         load_distances(x, task, i0, j0, r, bias);
         __syncthreads();
         float s[KT][4];
@@ -378,9 +386,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) train_attend_query_gradien
     value* sheared = (value*)(shifts + WARPS * 16 * XLD) + warp * 16 * SLD;
 
     int block = gridDim.x - 1 - blockIdx.x, i0 = block * BQ;
-    Task task = task_of(x, blockIdx.y / x.batch, blockIdx.y % x.batch);
+    Task task = task_of_block(x);
     load_queries(x, task, i0, q, biased);
-    load_rows(d_out, y.d_out + task.offset + i0 * task.stride, task.stride, BQ, 0, x.segment - i0);
+    load_tile(d_out, y.d_out, task, i0, x.segment);
 #if RELATIVE
     for (int at = threadIdx.x % 32; at < 16 * SLD; at += 32) sheared[at] = store(0.0f);
 #endif
@@ -406,8 +414,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) train_attend_query_gradien
     int columns = min(task.keys, x.memory + i0 + BQ);
     for (int j0 = 0; j0 < columns; j0 += BQ) {
         __syncthreads();
-        load_rows(k, x.key + task.offset + j0 * task.stride, task.stride, BQ, 0, task.keys - j0);
-        load_rows(v, x.stored + task.offset + j0 * task.stride, task.stride, BQ, 0, task.keys - j0);
+        load_tile(k, x.key, task, j0, task.keys);
+        load_tile(v, x.stored, task, j0, task.keys);
         load_distances(x, task, i0, j0, r, bias);
         __syncthreads();
         float p[KT][4], ds[KT][4];
@@ -475,16 +483,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) train_attend_key_gradient(
     float* shift = bias + RELATIVE * (2 * BQ + warp * 16 * XLD);
 
     int j0 = blockIdx.x * BQ;
-    Task task = task_of(x, blockIdx.y / x.batch, blockIdx.y % x.batch);
-    load_rows(k, x.key + task.offset + j0 * task.stride, task.stride, BQ, 0, task.keys - j0);
-    load_rows(v, x.stored + task.offset + j0 * task.stride, task.stride, BQ, 0, task.keys - j0);
+    Task task = task_of_block(x);
+    load_tile(k, x.key, task, j0, task.keys);
+    load_tile(v, x.stored, task, j0, task.keys);
     float of_key[OT][4], of_value[OT][4];
     clear(of_key);
     clear(of_value);
     // The first rows that see the block's first key.
     for (int i0 = max(0, j0 - x.memory) / BQ * BQ; i0 < x.segment; i0 += BQ) {
         __syncthreads();
-        load_rows(d_out, y.d_out + task.offset + i0 * task.stride, task.stride, BQ, 0, x.segment - i0);
+        load_tile(d_out, y.d_out, task, i0, x.segment);
         load_distances(x, task, i0, j0, r, bias);
         load_queries(x, task, i0, q, biased);
         float log_sum[2], delta[2];
@@ -552,9 +560,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) train_attend_table_gradien
         for (int tile = max(0, -diagonal); tile < row_tiles && tile + diagonal < key_tiles; tile++) {
             int i0 = tile * BQ, j0 = (tile + diagonal) * BQ;
             __syncthreads();
-            load_rows(d_out, y.d_out + task.offset + i0 * task.stride, task.stride, BQ, 0, x.segment - i0);
-            load_rows(k, x.key + task.offset + j0 * task.stride, task.stride, BQ, 0, keys - j0);
-            load_rows(v, x.stored + task.offset + j0 * task.stride, task.stride, BQ, 0, keys - j0);
+            load_tile(d_out, y.d_out, task, i0, x.segment);
+            load_tile(k, x.key, task, j0, keys);
+            load_tile(v, x.stored, task, j0, keys);
             load_queries(x, task, i0, q, biased);
             float log_sum[2], delta[2];
             load_pair(log_sum, y.log_sums, x, task, i0);

@@ -58,6 +58,14 @@ impl CpuEngine {
     }
 }
 
+#[cfg(test)]
+impl CpuEngine {
+    /// Most bytes of buffers of a step.
+    pub(in crate::train) fn pool_peak_bytes(&self) -> usize {
+        self.pool.peak_bytes()
+    }
+}
+
 impl Engine for CpuEngine {
     fn gradients(&mut self, groups: &[Group<'_>]) -> Result<Gradient> {
         self.fit_pool(self.memories[0].layers[0].len());

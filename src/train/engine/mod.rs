@@ -45,6 +45,14 @@ impl Place {
         }
     }
 
+    /// Bytes of an activation.
+    pub fn value_bytes(&self) -> usize {
+        match self {
+            Self::Cpu => size_of::<f32>(),
+            Self::Cuda(_, precision) => precision.bytes(),
+        }
+    }
+
     /// Type of activations and of the weights that products read, as reports record it.
     pub fn dtype(&self) -> &'static str {
         match self {

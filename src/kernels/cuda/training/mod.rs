@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod products;
 pub mod rows;
+pub mod update;
 
 use super::compile::Source;
 use super::driver::{Argument, Gpu, Kernel, Launch, Memory};

@@ -3,17 +3,11 @@
 use super::{Compiled, Masks, Span, Structure, Training, source_kernel};
 use crate::error::Result;
 use crate::kernels::cuda::compile::Source;
-use crate::kernels::cuda::driver::{Argument, Gpu, Kernel, Launch, Memory};
-use crate::train::adam::Adam;
-use std::ops::Range;
+use crate::kernels::cuda::driver::{Argument, Gpu, Kernel, Launch};
 
 /// Rows of a partial sum.
 pub const CHUNK: usize = 64;
-const THREADS: usize = 256;
-/// Columns of a job of [`Training::reduce`].
-const JOB_COLUMNS: usize = 32;
-/// Elements of a piece of the optimiser.
-const PIECE: usize = 4096;
+pub(super) const THREADS: usize = 256;
 
 pub(super) struct RowKernels {
     width: usize,
@@ -30,12 +24,12 @@ pub(super) struct RowKernels {
     rotate: Kernel,
     cross_entropy: Kernel,
     outcome: Kernel,
-    reduce: Kernel,
+    pub(super) reduce: Kernel,
     remember: Kernel,
-    squares: Kernel,
-    sum_squares: Kernel,
-    adam: Kernel,
-    copy: Kernel,
+    pub(super) squares: Kernel,
+    pub(super) sum_squares: Kernel,
+    pub(super) adam: Kernel,
+    pub(super) copy: Kernel,
 }
 
 /// What `train_rows.cu` is compiled with.
@@ -111,196 +105,17 @@ pub struct Convolved<'a> {
     pub batch: usize,
 }
 
-/// One tensor's partial sums, and where their total goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Total {
-    /// Address of `[chunks, chunk_stride]` f32.
-    pub from: u64,
-    /// Address of the first element of the total.
-    pub to: u64,
-    /// Chunks.
-    pub chunks: usize,
-    /// Distance of chunks, in elements.
-    pub chunk_stride: usize,
-    /// Elements of the total.
-    pub columns: usize,
-    /// How many runs of columns of a chunk are added.
-    pub folds: usize,
-    /// Distance of the elements of the total.
-    pub to_stride: usize,
-    /// Whether what is there is kept and added to.
-    pub accumulate: bool,
-}
-
-/// A table of totals for [`Training::reduce`].
-pub struct Jobs {
-    table: Memory,
-    count: usize,
-}
-
-/// Ranges of the flat buffers that the optimiser visits.
-pub struct Pieces {
-    table: Memory,
-    squares: Memory,
-    count: usize,
-}
-
-/// Bytes of the structure `Job`.
-const JOB_BYTES: usize = 48;
-
 impl Training {
-    /// The table of `totals` on the device.
-    pub fn jobs(&self, totals: &[Total]) -> Jobs {
-        let mut bytes = Vec::new();
-        let mut count = 0;
-        for total in totals {
-            for first in (0..total.columns).step_by(JOB_COLUMNS) {
-                let columns = JOB_COLUMNS.min(total.columns - first);
-                for long in [
-                    total.from + 4 * first as u64,
-                    total.to + 4 * (first * total.to_stride) as u64,
-                    total.chunk_stride as u64,
-                ] {
-                    bytes.extend_from_slice(&long.to_ne_bytes());
-                }
-                for int in [
-                    total.chunks,
-                    columns,
-                    total.folds,
-                    total.columns,
-                    total.to_stride,
-                    usize::from(total.accumulate),
-                ] {
-                    bytes.extend_from_slice(&(int as u32).to_ne_bytes());
-                }
-                count += 1;
-            }
-        }
-        debug_assert_eq!(bytes.len(), count * JOB_BYTES);
-        Jobs {
-            table: self.gpu.upload_new(&bytes),
-            count,
-        }
-    }
-
-    /// Adds all chunks of all tensors of a table, in order.
-    pub fn reduce(&self, jobs: &Jobs) {
-        let arguments = [Argument::from(&jobs.table)];
-        // SAFETY: the table's addresses are those of live memory of the stated sizes, which its maker vouches for.
-        unsafe {
-            self.launch(
-                &self.rows.reduce,
-                Launch::new(jobs.count, THREADS as u32),
-                &arguments,
-                &[((&jobs.table).into(), jobs.count * JOB_BYTES)],
-            );
-        }
-    }
-
-    /// Cuts ranges into pieces.
-    pub fn pieces(&self, ranges: &[Range<usize>]) -> Pieces {
-        let mut bytes = Vec::new();
-        for range in ranges {
-            for start in range.clone().step_by(PIECE) {
-                for word in [start, PIECE.min(range.end - start)] {
-                    bytes.extend_from_slice(&(word as u64).to_ne_bytes());
-                }
-            }
-        }
-        let count = bytes.len() / 16;
-        Pieces {
-            table: self.gpu.upload_new(&bytes),
-            squares: self.gpu.allocate(8 * count),
-            count,
-        }
-    }
-
-    /// The sum of squares of all pieces of f32 `gradients`, as f64 to `out`.
-    pub fn sum_squares(&self, gradients: Span<'_>, pieces: &Pieces, out: Span<'_>) {
-        let arguments = [gradients.argument(), (&pieces.table).into(), (&pieces.squares).into()];
-        // SAFETY: pieces lie inside the flat buffers, which have one size.
-        unsafe {
-            self.launch(
-                &self.rows.squares,
-                Launch::new(pieces.count, THREADS as u32),
-                &arguments,
-                &[],
-            );
-            self.launch(
-                &self.rows.sum_squares,
-                Launch::new(1, THREADS as u32),
-                &[(&pieces.squares).into(), out.argument(), pieces.count.into()],
-                &[(out, 8)],
-            );
-        }
-    }
-
-    /// Adam's step `t` on the pieces of the flat f32 buffers; `copy` gets the stored form of the parameters.
-    pub fn adam(
-        &self,
-        [data, gradients, first, second]: [Span<'_>; 4],
-        copy: Option<Span<'_>>,
-        pieces: &Pieces,
-        adam: &Adam,
-        (t, rate, factor): (u64, f64, f64),
-    ) {
-        let t = t.min(1 << 30) as i32;
-        let (bias1, bias2) = (1.0 - adam.beta1.powi(t), 1.0 - adam.beta2.powi(t));
-        let numbers = [
-            factor,
-            rate / bias1,
-            1.0 / bias2.sqrt(),
-            adam.beta1,
-            1.0 - adam.beta1,
-            adam.beta2,
-            1.0 - adam.beta2,
-            adam.epsilon,
-        ];
-        let mut arguments = vec![
-            data.argument(),
-            gradients.argument(),
-            first.argument(),
-            second.argument(),
-            copy.map_or(Argument::NULL, |copy| copy.argument()),
-            (&pieces.table).into(),
-        ];
-        arguments.extend(numbers.map(|x| Argument::F32(x as f32)));
-        // SAFETY: pieces lie inside the flat buffers, which have one size.
-        unsafe {
-            self.launch(
-                &self.rows.adam,
-                Launch::new(pieces.count, THREADS as u32),
-                &arguments,
-                &[],
-            );
-        }
-    }
-
-    /// The stored form of `count` f32.
-    pub fn copy(&self, from: Span<'_>, to: Span<'_>, count: usize) {
-        let arguments = [from.argument(), to.argument(), Argument::I64(count as i64)];
-        let needs = [(from, 4 * count), (to, self.value_bytes() * count)];
-        // SAFETY: `count` elements of each.
-        unsafe {
-            self.launch(
-                &self.rows.copy,
-                Launch::new(count.div_ceil(THREADS), THREADS as u32),
-                &arguments,
-                &needs,
-            );
-        }
-    }
-
     /// Rows of an f32 table by id, to f32 `x`.
-    pub fn embed(&self, ids: Span<'_>, table: Span<'_>, x: Span<'_>, rows: usize, d: usize) {
+    pub fn embed(&self, ids: Span<'_>, table: Span<'_>, x: Span<'_>, [rows, vocabulary, d]: [usize; 3]) {
         let arguments = [ids.argument(), table.argument(), x.argument(), d.into()];
-        // SAFETY: ids are below the table's length, which the text vouches for.
+        // SAFETY: lengths as checked; ids are below the vocabulary, which the text vouches for.
         unsafe {
             self.launch(
                 &self.rows.embed,
                 Launch::new(rows, THREADS as u32),
                 &arguments,
-                &[(ids, 4 * rows), (x, 4 * rows * d)],
+                &[(ids, 4 * rows), (table, 4 * vocabulary * d), (x, 4 * rows * d)],
             );
         }
     }

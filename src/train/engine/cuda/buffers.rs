@@ -1,7 +1,7 @@
 //! Device memory of a training run: parameters and their moments, constants, and what a pass writes.
 
 use super::PLACES;
-use super::training::rows::Pieces;
+use super::training::update::Pieces;
 use super::training::{Precision, Span, Training};
 use crate::kernels::cuda::Gpu;
 use crate::kernels::cuda::driver::Memory;

@@ -1,8 +1,8 @@
 //! Training on a GPU: the passes of [`pass`] over the buffers of [`buffers`], recorded as graphs.
 //!
-//! The work of a step depends on shapes alone, and those on how much memory there is, so every amount of memory has one
-//! recorded graph for each group of streams. It is run launch by launch the first time, because kernels are loaded then,
-//! and recorded the second time. What changes from step to step (ids, dropout keys) lies in device memory; the learning
+//! The work of a step depends on shapes alone, and those on how much memory there is. Memory grows at the beginning of a
+//! text only, so those passes are run launch by launch. A pass over full memory has one recorded graph for each group of
+//! streams; the first is run launch by launch as well, because kernels are loaded then, and the second recorded. What changes from step to step (ids, dropout keys) lies in device memory; the learning
 //! rate goes to the optimiser, which is launched by itself once the host has seen loss and norm.
 
 mod buffers;
@@ -11,19 +11,23 @@ mod pass;
 use super::{Engine, EngineConfig, Gradient, Group, Reading, State};
 use crate::error::{Error, Result};
 use crate::kernels::cuda::driver::{Graph, Memory as DeviceMemory};
-use crate::kernels::cuda::training::rows::{Jobs, Pieces};
+use crate::kernels::cuda::training::rows::CHUNK;
+use crate::kernels::cuda::training::update::{Jobs, Pieces};
 use crate::kernels::cuda::training::{Compiled, Precision, Training};
 use crate::kernels::cuda::{Gpu, training};
 use crate::train::adam::Adam;
 use crate::train::attention::Positions;
 use crate::train::cross_entropy::Outcome;
 use crate::train::dropout::Dropout;
+use crate::train::model_config::ModelConfig;
 use crate::train::trainer::MemoryUse;
 use crate::train::transformer_xl::{Memory, Segment, TransformerXl};
 use buffers::{Buffers, Constants, Parameters};
 use pass::Sequence;
 use std::collections::HashMap;
 
+/// Blocks that a grid may have in its second and third direction.
+const MOST_BLOCKS: usize = 65_535;
 /// Places of dropout in a layer, in the order of their keys.
 const PLACES: [&str; 4] = ["weights", "attention", "hidden", "ffn"];
 
@@ -34,11 +38,10 @@ struct Remembered {
     batch: usize,
 }
 
-/// What is known of a pass over one memory of one length.
+/// What is known of the pass over a full memory.
 struct Plan {
     jobs: Jobs,
     graph: Option<Graph>,
-    runs: usize,
 }
 
 /// A GPU that trains one model.
@@ -54,7 +57,8 @@ pub struct CudaEngine {
     eval: Buffers,
     /// Of training by group, then part by part, then in one go.
     memories: Vec<Remembered>,
-    plans: HashMap<(usize, usize), Plan>,
+    /// By place of the memory; as many as there are lengths of a growing one would not fit.
+    plans: HashMap<usize, Plan>,
     /// Loss, correct rows, sum of squared gradients.
     outcome: DeviceMemory,
 }
@@ -69,6 +73,7 @@ impl CudaEngine {
         parameters: &[f32],
     ) -> Result<Self> {
         let sizes = &model.config;
+        check_launches(sizes, config.batch, model.stored_rows())?;
         let ops = Training::new(
             gpu,
             Compiled {
@@ -77,7 +82,8 @@ impl CudaEngine {
                 relative: sizes.attention.parts().positions == Positions::Relative,
                 kernel: sizes.convolution.kernel,
             },
-        )?;
+        )
+        .map_err(out_of_memory)?;
         let stored = model.stored_rows();
         let remembered = |batch: usize| Remembered {
             memory: gpu.allocate(4 * sizes.layers * stored * batch * sizes.d_model),
@@ -144,44 +150,41 @@ impl CudaEngine {
         let training = place < self.config.accumulate;
         let buffers = if training { &self.train } else { &self.eval };
         self.gpu().upload(&buffers.inputs, 0, &self.inputs(segment, dropout));
-        let rows = self.memories[place].rows;
-        let key = (place, rows);
-        if !self.plans.contains_key(&key) {
-            let (totals, _) = self.ops.rehearse(|| self.sequence(place, rows).run());
-            let plan = Plan {
-                jobs: self.ops.jobs(&totals),
-                graph: None,
-                runs: 0,
-            };
-            self.plans.insert(key, plan);
+        let (rows, most) = (self.memories[place].rows, self.model.stored_rows());
+        if rows < most {
+            self.sequence(place, rows).run_all(&self.jobs(place, rows));
+        } else {
+            self.pass_over_full(place);
         }
-        let plan = &self.plans[&key];
-        let run = || {
-            let sequence = self.sequence(place, rows);
-            let finished = sequence.run_all(&plan.jobs);
-            debug_assert!(finished);
+        let memory = &mut self.memories[place];
+        memory.rows = (memory.rows + self.model.config.segment).min(most);
+    }
+
+    /// The table of the totals of a pass.
+    fn jobs(&self, place: usize, rows: usize) -> Jobs {
+        let (totals, _) = self.ops.rehearse(|| self.sequence(place, rows).run());
+        self.ops.jobs(&totals)
+    }
+
+    fn pass_over_full(&mut self, place: usize) {
+        let rows = self.model.stored_rows();
+        let Some(plan) = self.plans.get(&place) else {
+            let jobs = self.jobs(place, rows);
+            self.sequence(place, rows).run_all(&jobs);
+            self.plans.insert(place, Plan { jobs, graph: None });
+            return;
         };
-        let recorded = match (&plan.graph, plan.runs) {
-            (Some(graph), _) => {
-                graph.launch();
-                None
-            }
-            (None, 0) => {
-                run();
-                None
-            }
-            (None, _) => self.gpu().record(run),
-        };
+        if let Some(graph) = &plan.graph {
+            graph.launch();
+            return;
+        }
+        let recorded = self.gpu().record(|| self.sequence(place, rows).run_all(&plan.jobs));
         if let Some(graph) = &recorded {
             graph.launch();
         }
-        if let Some(plan) = self.plans.get_mut(&key) {
-            plan.runs += 1;
-            plan.graph = plan.graph.take().or(recorded);
+        if let Some(plan) = self.plans.get_mut(&place) {
+            plan.graph = recorded;
         }
-        let most = self.model.stored_rows();
-        let memory = &mut self.memories[place];
-        memory.rows = (memory.rows + self.model.config.segment).min(most);
     }
 
     /// Ids, targets and dropout keys as the kernels read them.
@@ -204,7 +207,8 @@ impl CudaEngine {
     fn read_outcome(&self, count: usize) -> Result<(Outcome, f64)> {
         let mut numbers = [0.0f64; 3];
         self.gpu()
-            .download(&self.outcome, 0, bytemuck::cast_slice_mut(&mut numbers))?;
+            .download(&self.outcome, 0, bytemuck::cast_slice_mut(&mut numbers))
+            .map_err(out_of_memory)?;
         let outcome = Outcome {
             loss: numbers[0],
             correct: numbers[1] as u64,
@@ -250,6 +254,27 @@ impl CudaEngine {
         }
         self.memories[place].rows = rows;
         Ok(())
+    }
+}
+
+/// Refuses what kernels cannot count: blocks in the second and third direction of a grid, and elements, which they take as
+/// `int`.
+fn check_launches(sizes: &ModelConfig, batch: usize, stored: usize) -> Result<()> {
+    let rows = (stored + sizes.segment).saturating_mul(batch);
+    let widest = sizes.d_model.max(sizes.d_ffn).max(sizes.vocab);
+    let counts = [
+        ("heads of all streams", sizes.heads.saturating_mul(batch), MOST_BLOCKS),
+        ("blocks of rows", rows.div_ceil(CHUNK), MOST_BLOCKS),
+        ("elements of a layer", rows.saturating_mul(widest), i32::MAX as usize),
+    ];
+    match counts.into_iter().find(|(_, count, most)| count > most) {
+        None => Ok(()),
+        Some((what, count, most)) => Err(Error::user(format!(
+            "`--batch {batch}` with `--heads {}`, `--segment {}` and `--memory {}` makes {count} {what}, and a GPU kernel counts \
+             to {most}",
+            sizes.heads, sizes.segment, sizes.memory
+        ))
+        .help("pass a smaller `--batch`, or `--device cpu`")),
     }
 }
 
@@ -349,5 +374,37 @@ impl std::fmt::Debug for CudaEngine {
             .field("precision", &self.precision)
             .field("config", &self.config)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::attention::{AttentionKind, Convolution, TableSize};
+
+    #[test]
+    fn what_a_grid_cannot_hold_is_refused_by_its_flags() {
+        let sizes = ModelConfig {
+            attention: AttentionKind::Rcmha,
+            vocab: 65,
+            layers: 1,
+            d_model: 64,
+            heads: 8,
+            d_ffn: 128,
+            memory: 64,
+            segment: 64,
+            convolution: Convolution::default(),
+            table: TableSize::Clipped,
+        };
+        assert!(check_launches(&sizes, 8191, 64).is_ok());
+        let error = check_launches(&sizes, 8192, 64).unwrap_err();
+        assert!(error.message().contains("`--batch 8192` with `--heads 8`"), "{error}");
+        assert!(error.message().contains("65536 heads of all streams"), "{error}");
+        let long = ModelConfig {
+            segment: 1 << 20,
+            ..sizes
+        };
+        assert!(check_launches(&long, 1, 64).is_ok());
+        assert!(check_launches(&long, 16, 64).is_err());
     }
 }

@@ -5,7 +5,8 @@ use super::buffers::{Backward, Buffers, Constants, Parameters, Tape};
 use crate::kernels::cuda::driver::Memory;
 use crate::kernels::cuda::training::attention::{Gradients, Operands, Relative, RelativeGradients, Sizes};
 use crate::kernels::cuda::training::products::{Form, Shape};
-use crate::kernels::cuda::training::rows::{Branch, CHUNK, Convolved, Jobs, Norm, Pieces, Total};
+use crate::kernels::cuda::training::rows::{Branch, CHUNK, Convolved, Norm};
+use crate::kernels::cuda::training::update::{Jobs, Pieces, Total};
 use crate::kernels::cuda::training::{Masks, Span, Training};
 use crate::train::attention::Positions;
 use crate::train::attention::heads::Split;
@@ -51,7 +52,7 @@ pub struct Pass<'a> {
 /// shapes find the same places.
 pub struct Sequence<'a> {
     pass: Pass<'a>,
-    totals: RefCell<Vec<Total>>,
+    totals: RefCell<Vec<Total<'a>>>,
     used: Cell<usize>,
 }
 
@@ -65,7 +66,7 @@ impl<'a> Sequence<'a> {
     }
 
     /// All launches but the sum of the partial sums; the totals to sum, and the bytes of the arena.
-    pub fn run(self) -> (Vec<Total>, usize) {
+    pub fn run(self) -> (Vec<Total<'a>>, usize) {
         self.forward();
         if let Some(backward) = &self.pass.buffers.backward {
             self.backward(backward);
@@ -74,7 +75,7 @@ impl<'a> Sequence<'a> {
     }
 
     /// The whole pass, with the table of its totals.
-    pub fn run_all(self, jobs: &Jobs) -> bool {
+    pub fn run_all(self, jobs: &Jobs) {
         let pass = self.pass;
         let training = pass.buffers.backward.is_some();
         self.run();
@@ -89,7 +90,6 @@ impl<'a> Sequence<'a> {
         let row = pass.buffers.batch * config.d_model;
         let sizes = [config.layers, pass.model.stored_rows() * row, config.segment * row];
         pass.ops.remember(pass.memory.into(), (&pass.buffers.x).into(), sizes);
-        true
     }
 
     // ---- places ----------------------------------------------------------------------------------------------------
@@ -175,11 +175,11 @@ impl<'a> Sequence<'a> {
     }
 
     /// Sums chunks of `columns` neighbouring f32, `chunk_stride` apart, into the gradient of `id`.
-    fn total(&self, from: Span<'_>, chunks: usize, chunk_stride: usize, id: Id) {
+    fn total(&self, from: Span<'a>, chunks: usize, chunk_stride: usize, id: Id) {
         let columns = self.pass.model.layout.spec(id).len();
         self.totals.borrow_mut().push(Total {
-            from: from.address(),
-            to: self.gradient(id).address(),
+            from,
+            to: self.gradient(id),
             chunks,
             chunk_stride,
             columns,
@@ -224,7 +224,7 @@ impl<'a> Sequence<'a> {
         } = self.pass;
         let (rows, d, config) = (self.rows(), self.d(), &model.config);
         let ids = Span::from(&buffers.inputs);
-        ops.embed(ids, self.single(model.embedding), self.x(0), rows, d);
+        ops.embed(ids, self.single(model.embedding), self.x(0), [rows, config.vocab, d]);
         self.normalise(0, None);
         for (l, block) in model.blocks.iter().enumerate() {
             self.block_forward(l, block);
@@ -657,7 +657,7 @@ impl<'a> Sequence<'a> {
     }
 
     /// The totals of a convolution's weights, which lie `[channels, width]`, and its bias, over heads that share them.
-    fn kernel_totals(&self, partial: Span<'_>, chunks: usize, (weight, bias): (Id, Id), width: usize) {
+    fn kernel_totals(&self, partial: Span<'a>, chunks: usize, (weight, bias): (Id, Id), width: usize) {
         let d = self.d();
         let channels = self.pass.model.layout.spec(bias).len();
         let (weight, bias) = (self.gradient(weight), self.gradient(bias));
@@ -668,8 +668,8 @@ impl<'a> Sequence<'a> {
                 (bias, 1)
             };
             self.totals.borrow_mut().push(Total {
-                from: partial.after(4 * j * d).address(),
-                to: to.address(),
+                from: partial.after(4 * j * d),
+                to,
                 chunks,
                 chunk_stride: (width + 2) * d,
                 columns: channels,
