@@ -100,7 +100,7 @@ pub struct ModelArgs {
     /// Make weights from a seed instead of reading them; needs a config only
     #[arg(long, value_name = "SEED")]
     pub random_weights: Option<u64>,
-    /// Type of the weights in memory: f32 on the CPU, bf16 or f16 on a GPU
+    /// Type of the weights in memory: f32 on the CPU, bf16 or f16 on a GPU (`auto`: bf16, for the built-in model f16)
     #[arg(long, value_enum, default_value = "auto")]
     pub dtype: Dtype,
     /// Where to compute: auto, cpu, cuda or cuda:N

@@ -3,7 +3,7 @@
 use super::arguments::{Dtype, ModelArgs};
 use crate::bytes::human_bytes;
 use crate::error::{Error, Result};
-use crate::hub::HubEnvironment;
+use crate::hub::{DEMO, HubEnvironment};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::cuda::compile::{nvrtc_version, sources_sha256};
 use crate::kernels::cuda::driver::device_count;
@@ -173,6 +173,15 @@ pub(super) fn training_place(device: &str, dtype: Dtype) -> Result<Place> {
 }
 
 impl ModelArgs {
+    /// `--dtype` for `model` on a GPU. The built-in model is known to stay within the range of f16, whose finer steps make its
+    /// text that of the CPU; of others nothing is known.
+    pub(super) fn gpu_dtype(&self, model: &str) -> Dtype {
+        match self.dtype {
+            Dtype::Auto if model == DEMO => Dtype::F16,
+            dtype => dtype,
+        }
+    }
+
     /// Refuses devices and types that a command on the CPU does not run.
     pub(super) fn check_cpu(&self) -> Result<()> {
         if let Wanted::Cuda(_) = wanted(&self.device)? {
@@ -235,7 +244,7 @@ impl ModelArgs {
                 Ok(ChosenDevice::Cpu(Cpu))
             }
             Wanted::Cuda(ordinal) => {
-                let element = gpu_element(self.dtype)?;
+                let element = gpu_element(self.gpu_dtype(self.reference()))?;
                 runs_there()?;
                 Ok(ChosenDevice::Cuda(open_gpu(ordinal, element)?))
             }
@@ -249,7 +258,8 @@ impl ModelArgs {
                     printer.detail(&format!("computing on the CPU: {}", error.message()));
                     return Ok(ChosenDevice::Cpu(Cpu));
                 }
-                Ok(ChosenDevice::Cuda(open_gpu(0, gpu_element(self.dtype)?)?))
+                let element = gpu_element(self.gpu_dtype(self.reference()))?;
+                Ok(ChosenDevice::Cuda(open_gpu(0, element)?))
             }
         }
     }
@@ -258,6 +268,24 @@ impl ModelArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_built_in_model_computes_in_f16_on_a_gpu_unless_told_otherwise() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            model: ModelArgs,
+        }
+        let element = |line: &[&str]| {
+            let line = std::iter::once(&"tokselect").chain(line);
+            let Line { model } = clap::Parser::try_parse_from(line).expect("valid flags");
+            gpu_element(model.gpu_dtype(model.reference())).expect("a type of a GPU")
+        };
+        assert_eq!(element(&[]), Element::F16);
+        assert_eq!(element(&["-m", "demo"]), Element::F16);
+        assert_eq!(element(&["--dtype", "bf16"]), Element::Bf16);
+        assert_eq!(element(&["-m", "Org/Name"]), Element::Bf16);
+    }
 
     #[test]
     fn devices_are_read_or_refused() {

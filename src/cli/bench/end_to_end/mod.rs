@@ -130,7 +130,7 @@ pub(super) fn run(args: &EndToEndArgs, context: &Context) -> Result<Outcome> {
         let wanted = gpu::end_to_end::Wanted {
             args: &args.gpu,
             device: &args.model.device,
-            dtype: args.model.dtype,
+            dtype: args.model.gpu_dtype(args.model.model.as_deref().unwrap_or_default()),
             located: &plan.located,
             weights: plan.weights.as_ref(),
             name,
