@@ -14,7 +14,6 @@ pub(super) use launch::{Carveout, Launch, TensorLayout};
 use launch::PANEL;
 
 use super::compile::{KernelCache, Module, Source};
-use super::gemm::Gemm;
 use crate::bytes::human_bytes;
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, DriverError, result, sys};
@@ -67,7 +66,6 @@ struct Inner {
     allocated: AtomicUsize,
     peak: AtomicUsize,
     kernels: KernelCache,
-    gemm: Mutex<Option<Gemm>>,
 }
 
 // SAFETY: the driver's handles may be used from any thread in which the context is current; every call binds it first.
@@ -77,9 +75,6 @@ unsafe impl Sync for Inner {}
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Ok(gemm) = self.gemm.get_mut() {
-            gemm.take();
-        }
         if self.context.bind_to_thread().is_ok() {
             // SAFETY: the stream was created in `Gpu::open` and nobody else holds it.
             let _ = unsafe { result::stream::destroy(self.stream) };
@@ -187,7 +182,7 @@ impl Gpu {
         }
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(opening)?;
         let kernels = KernelCache::new(properties.architecture(), kernel_cache)?;
-        let gpu = Self(Arc::new(Inner {
+        Ok(Self(Arc::new(Inner {
             context,
             stream,
             properties,
@@ -195,11 +190,7 @@ impl Gpu {
             allocated: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
             kernels,
-            gemm: Mutex::new(None),
-        }));
-        let gemm = Gemm::new(&gpu)?;
-        *gpu.0.gemm.lock().unwrap_or_else(PoisonError::into_inner) = Some(gemm);
-        Ok(gpu)
+        })))
     }
 
     /// What the device is.
@@ -209,14 +200,6 @@ impl Gpu {
 
     pub(super) fn stream(&self) -> sys::CUstream {
         self.0.stream
-    }
-
-    /// The matrix products of this device.
-    pub(super) fn with_gemm(&self, body: impl FnOnce(&mut Gemm)) {
-        let mut gemm = self.0.gemm.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(gemm) = gemm.as_mut() {
-            body(gemm);
-        }
     }
 
     /// The first failure, if any call failed so far.

@@ -1,9 +1,11 @@
 //! Products of many rows: cuBLASLt, one plan per shape.
 
-use super::cublas_lt::{DataType, Form, Handle, Places, Plan, broken};
+use super::cublas_lt::{CublasError, DataType, Form, Handle, Places, Plan, broken};
 use super::driver::{Argument, Gpu, Memory};
 use crate::error::Result;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Mutex, PoisonError};
 
 /// Type of the stored elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,8 +46,13 @@ struct Shape {
     bias: bool,
 }
 
-/// The matrix products of one device.
+/// Matrix products on one device.
 pub(super) struct Gemm {
+    gpu: Gpu,
+    planned: Mutex<Planned>,
+}
+
+struct Planned {
     // Plans go before the handle that they were made with.
     plans: HashMap<Shape, Plan>,
     handle: Handle,
@@ -74,17 +81,33 @@ fn address(argument: Argument) -> u64 {
 
 impl Gemm {
     pub(super) fn new(gpu: &Gpu) -> Result<Self> {
-        Ok(Self {
+        let planned = Planned {
             plans: HashMap::new(),
             handle: Handle::new(gpu)?,
+        };
+        Ok(Self {
+            gpu: gpu.clone(),
+            planned: Mutex::new(planned),
         })
     }
 
-    /// Queues the product.
+    /// Queues the product, unless the device has failed; a failure is the device's.
     ///
     /// # Safety
     /// `x`, `w`, `bias` and `out` must be live device memory of the stated shapes.
-    pub(super) unsafe fn multiply(&mut self, gpu: &Gpu, product: &Product<'_>) -> Result<()> {
+    pub(super) unsafe fn multiply(&self, product: &Product<'_>) {
+        if self.gpu.status().is_err() {
+            return;
+        }
+        // SAFETY: passed on.
+        if let Err(error) = unsafe { self.queue(product) } {
+            self.gpu.fail(broken(error));
+        }
+    }
+
+    /// # Safety
+    /// As of [`Gemm::multiply`].
+    unsafe fn queue(&self, product: &Product<'_>) -> std::result::Result<(), CublasError> {
         let shape = Shape {
             rows: product.rows,
             inputs: product.inputs,
@@ -93,10 +116,6 @@ impl Gemm {
             output: product.output,
             bias: product.bias.is_some(),
         };
-        if !self.plans.contains_key(&shape) {
-            let plan = self.handle.plan(&form(&shape)).map_err(broken)?;
-            self.plans.insert(shape, plan);
-        }
         let places = Places {
             first: product.w.address(),
             second: address(product.x),
@@ -104,8 +123,14 @@ impl Gemm {
             result: address(product.out),
             add: product.output == Output::AddF32,
         };
+        let mut planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner);
+        let Planned { plans, handle } = &mut *planned;
+        let plan = match plans.entry(shape) {
+            Entry::Occupied(made) => made.into_mut(),
+            Entry::Vacant(place) => place.insert(handle.plan(&form(&shape))?),
+        };
         // SAFETY: passed on.
-        unsafe { self.handle.multiply(gpu, &self.plans[&shape], &places) }.map_err(broken)
+        unsafe { handle.multiply(&self.gpu, plan, &places) }
     }
 }
 

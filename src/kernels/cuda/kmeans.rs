@@ -2,7 +2,7 @@
 
 use super::compile::Source;
 use super::driver::{Argument, Gpu, Kernel, Launch, Memory};
-use super::gemm::{Operands, Output, Product};
+use super::gemm::{Gemm, Operands, Output, Product};
 use crate::bytes::human_bytes;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
@@ -62,6 +62,7 @@ impl Sizes {
 /// other way. New centres are those of the CPU to the last bit where the labels are.
 pub struct KMeansOnGpu {
     gpu: Gpu,
+    gemm: Gemm,
     nearest: Kernel,
     sum: Kernel,
     advance: Kernel,
@@ -140,6 +141,7 @@ impl KMeansOnGpu {
             moved: doubles(sizes.stride),
             distance_sums: doubles(sizes.count),
             keys: keys_there,
+            gemm: Gemm::new(gpu)?,
             gpu: gpu.clone(),
             sizes,
         };
@@ -200,12 +202,8 @@ impl KMeansOnGpu {
                 out: self.products.start(),
                 output: Output::F32,
             };
-            self.gpu.with_gemm(|gemm| {
-                // SAFETY: `rows` keys lie behind `first`, `columns` centres and as many products have room by `Sizes`.
-                if let Err(error) = unsafe { gemm.multiply(&self.gpu, &product) } {
-                    self.gpu.fail(error);
-                }
-            });
+            // SAFETY: `rows` keys lie behind `first`, `columns` centres and as many products have room by `Sizes`.
+            unsafe { self.gemm.multiply(&product) };
             let offset = first * size_of::<f32>();
             let arguments: [Argument; 8] = [
                 self.products.start(),

@@ -41,6 +41,7 @@ use std::sync::Arc;
 pub struct Cuda {
     gpu: Gpu,
     element: Element,
+    gemm: Arc<Gemm>,
     operations: Arc<DenseOps>,
 }
 
@@ -122,6 +123,7 @@ impl Cuda {
         let gpu = Gpu::open(ordinal, kernel_cache)?;
         let operations = Arc::new(DenseOps::new(&gpu, element)?);
         Ok(Self {
+            gemm: Arc::new(Gemm::new(&gpu)?),
             gpu,
             element,
             operations,
@@ -345,12 +347,8 @@ impl Device for Cuda {
             out: out.memory.start(),
             output,
         };
-        self.gpu.with_gemm(|gemm| {
-            // SAFETY: buffers and matrix hold the stated shapes by construction of the decoder.
-            if let Err(error) = unsafe { gemm.multiply(&self.gpu, &product) } {
-                self.gpu.fail(error);
-            }
-        });
+        // SAFETY: buffers and matrix hold the stated shapes by construction of the decoder.
+        unsafe { self.gemm.multiply(&product) };
         if let Some(bias) = bias.filter(|_| output != Output::Elements) {
             self.operations.add_bias(&self.gpu, bias, rows, w.rows, out);
         }
