@@ -479,7 +479,9 @@ impl AttentionContext<Cuda> for CudaContext {
     }
 
     fn statistics(&self) -> SelectionStatistics {
-        let layers = self.selecting.as_ref().map_or_else(Vec::new, |selecting| {
+        // With the cache off every step selects, which is no miss of it.
+        let caching = self.selecting.as_ref().filter(|s| s.step.cache_threshold.is_some());
+        let layers = caching.map_or_else(Vec::new, |selecting| {
             let counts = selecting.step_state.counts(self.layers.len()).unwrap_or_default();
             counts
                 .into_iter()
