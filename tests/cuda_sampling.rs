@@ -101,7 +101,7 @@ fn random_logits_give_the_tokens_of_the_host() {
                 let mut values = logits(vocabulary, (kind + step) % 3, step as u64);
                 let mut buffer = device.upload(&values);
                 let found = on_device.choose_on(&history, |choice| {
-                    device.choose(&mut room, &mut buffer, vocabulary, choice)
+                    device.choose(&mut room, &mut buffer, vocabulary, choice).id
                 });
                 let expected = on_host.sample(&mut values, &history).unwrap();
                 assert_eq!(found, Some(expected), "V {vocabulary}, step {step}, {config:?}");
@@ -125,7 +125,12 @@ fn what_cannot_be_chosen_from_is_left_to_the_host() {
         ] {
             let mut buffer = device.upload(&bad);
             let mut sampler = Sampler::new(config.clone()).unwrap();
-            let found = sampler.choose_on(&[], |choice| device.choose(&mut room, &mut buffer, bad.len(), choice));
+            let found = sampler.choose_on(&[], |choice| {
+                let chosen = device.choose(&mut room, &mut buffer, bad.len(), choice);
+                // The host then chooses from the model's logits, not from what a penalty was written into.
+                assert_eq!(chosen.logits_changed, choice.penalizes(), "{config:?}");
+                chosen.id
+            });
             assert_eq!(found, None, "{bad:?}, {config:?}");
             assert!(sampler.sample(&mut bad.clone(), &[]).is_err());
         }
@@ -136,7 +141,7 @@ fn what_cannot_be_chosen_from_is_left_to_the_host() {
             ..config
         })
         .unwrap();
-        let found = sampler.choose_on(&[], |choice| device.choose(&mut room, &mut buffer, 2, choice));
+        let found = sampler.choose_on(&[], |choice| device.choose(&mut room, &mut buffer, 2, choice).id);
         assert!(found.is_some_and(|id| id < 2));
     }
 }

@@ -38,6 +38,15 @@ impl Choice<'_> {
     }
 }
 
+/// What became of a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chosen {
+    /// The token; `None` where that is left to the host: the device cannot, no logit is finite, or one is NaN or infinite.
+    pub id: Option<u32>,
+    /// Whether a penalty was written into the logits, so that they are no longer the model's.
+    pub logits_changed: bool,
+}
+
 /// Factor on differences of logits under `temperature` (above 0), of which powers of two are taken.
 pub fn weight_scale(temperature: f32) -> f64 {
     std::f64::consts::LOG2_E / f64::from(temperature)

@@ -21,7 +21,7 @@ mod tests;
 
 use crate::error::Result;
 pub use attend::{Attend, AttendRows, Part, Positions, TokenList};
-pub use choice::Choice;
+pub use choice::{Choice, Chosen};
 
 /// Head counts and head dimension of one attention layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -357,17 +357,19 @@ pub trait Device: Send + Sync + Sized + 'static {
         self.silu_mul(gate_up, rows, width, out);
     }
 
-    /// Chooses a token by the first `vocabulary` logits of the last [`Device::norm_logits`] of one row. `None` where that is
-    /// left to the host: the device cannot, no logit is finite, or one is NaN or infinite. A repetition penalty is written
-    /// into `logits`.
+    /// Chooses a token by the first `vocabulary` logits of the last [`Device::norm_logits`] of one row. A repetition penalty is
+    /// written into `logits`.
     fn choose(
         &self,
         _room: &mut Self::ChoiceRoom,
         _logits: &mut Self::Buffer,
         _vocabulary: usize,
         _choice: &Choice<'_>,
-    ) -> Option<u32> {
-        None
+    ) -> Chosen {
+        Chosen {
+            id: None,
+            logits_changed: false,
+        }
     }
 
     /// Logits `[rows, V]` in single precision: `w rms_norm(x)` of the given rows of x.

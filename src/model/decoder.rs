@@ -181,6 +181,9 @@ impl<'m, E: Engine> Session<'m, E> {
     /// Goes back to the first `len` tokens. The policy keeps its memory: for benches that repeat one step.
     pub fn truncate(&mut self, len: usize) {
         self.context.truncate(len);
+        // Neither the logits nor the tokens that were marked as seen belong to the shorter text.
+        self.choice_room = E::ChoiceRoom::default();
+        self.logits_of = None;
     }
 
     /// How a prompt of `len` tokens is cut into forward passes; the last token is one by itself if the context wants it.
@@ -319,12 +322,12 @@ impl<'m, E: Engine> Session<'m, E> {
         }
         let vocabulary = self.decoder.config.vocab_size;
         let device = &self.decoder.backend;
-        let id = device.choose(&mut self.choice_room, &mut self.logits, vocabulary, choice)?;
-        if choice.penalizes() {
-            // The penalty is written into them.
+        let chosen = device.choose(&mut self.choice_room, &mut self.logits, vocabulary, choice);
+        if chosen.logits_changed {
+            // Whoever asks for them, the host above all that is to choose instead, wants the model's.
             self.logits_of = None;
         }
-        Some(id)
+        chosen.id
     }
 
     /// Logits `[rows, V]` after several rows of the last forward pass. V is large: ask for a block of rows at a time.

@@ -25,11 +25,11 @@ pub use driver::{Argument, Gpu, Memory};
 pub use gemm::Element;
 pub use sample::SampleRoom;
 
-use super::{AttentionShape, Choice, Device, Norm, QkvPart, RowSource};
+use super::{AttentionShape, Choice, Chosen, Device, Norm, QkvPart, RowSource};
 use crate::error::Result;
 use dense_ops::{DenseOps, NormRow};
 use driver::Graph;
-use gemm::{Operands, Output, Product};
+use gemm::{Gemm, Operands, Output, Product};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -419,9 +419,12 @@ impl Device for Cuda {
         logits: &mut CudaBuffer,
         vocabulary: usize,
         choice: &Choice<'_>,
-    ) -> Option<u32> {
-        self.queue_choice(room, logits, vocabulary, choice)
-            .then(|| self.operations.sample.read(&self.gpu))?
+    ) -> Chosen {
+        let queued = self.queue_choice(room, logits, vocabulary, choice);
+        Chosen {
+            id: queued.then(|| self.operations.sample.read(&self.gpu)).flatten(),
+            logits_changed: queued && choice.penalizes(),
+        }
     }
 
     fn norm_logits(

@@ -37,7 +37,7 @@ fn draw(
     logits: &mut CudaBuffer,
     vocabulary: usize,
 ) -> Option<u32> {
-    sampler.choose_on(&[], |choice| device.choose(room, logits, vocabulary, choice))
+    sampler.choose_on(&[], |choice| device.choose(room, logits, vocabulary, choice).id)
 }
 
 type Room = <Cuda as Device>::ChoiceRoom;
