@@ -328,7 +328,8 @@ impl JudgeArgs {
     ) -> Result<Box<dyn Judge + 'm>> {
         Ok(match (self.name()?, &self.judge_command) {
             (JudgeName::Command, Some(line)) => {
-                Box::new(CommandJudge::start(line, Duration::from_secs_f64(self.judge_timeout))?)
+                let timeout = Duration::from_secs_f64(self.judge_timeout);
+                Box::new(CommandJudge::start(line, timeout, stopped)?)
             }
             (JudgeName::Model, _) => Box::new(ModelJudge::new(engine.completer(decoder, stopped)?, engine.encoder())?),
             _ => Box::new(ClosedList),
