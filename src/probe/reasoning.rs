@@ -217,7 +217,8 @@ impl Reasoner<'_> {
                 };
                 let name = format!("reason/{}", problem.id);
                 let mut sampled = Sampled::new(&config, &name, self.settings.paths)?;
-                let logits = completer.read(&start)?.logits;
+                let mut logits = completer.read(&start)?.logits;
+                completer.texts().forbid_padding(&mut logits);
                 let branches: Vec<usize> = (0..self.settings.paths).collect();
                 let firsts = sampled.choose(&branches, &mut logits.repeat(branches.len()))?;
                 self.paths(completer, problem, &start, &firsts, &mut sampled)?
@@ -331,6 +332,7 @@ fn next_first<B: Backend>(completer: &Completer<'_, B>, logits: &[f32], probed: 
         probed.insert(text.to_owned());
         id
     })
+        completer.texts().forbid_padding(&mut logits);
 }
 
 #[cfg(test)]
