@@ -131,6 +131,14 @@ def groups():
     return lines(["ranks", "lists", "precision", "mean rank", "share of ranks"], body)
 
 
+def by_rank():
+    body = [
+        [r["ranks"], f"{number(r['inside'])} ({r['inside_n']})", f"{number(r['outside'])} ({r['outside_n']})", change(r), r["n"]]
+        for r in rows("demo-correlate", "by-rank")
+    ]
+    return lines(["ranks", "inside (lists)", "outside (lists)", "difference", "lists with both"], body)
+
+
 def texts():
     shown = ["validity", "distinct_2", "self_bleu", "hidden_distance"]
     head = ["method", "validity", "distinct-2", "self-BLEU", "distance of hidden states"]
@@ -194,6 +202,7 @@ TABLES = {
     "geometry": geometry,
     "groups": groups,
     "neighbours": neighbours,
+    "by-rank": by_rank,
     "texts": texts,
     "paths": paths,
     "path-differences": path_differences,

@@ -210,6 +210,10 @@ fn correlation_has_its_controls() {
     let p = column(differences, "p_against_shuffles")[2].as_f64().expect("a share");
     assert!(p > 0.0 && p <= 1.0);
     assert_eq!(rows(table(&report, "questions")).len(), 3);
+    // Ranks 11 to 60 in bins of ten.
+    let by_rank = table(&report, "by_rank");
+    assert_eq!(column(by_rank, "ranks")[0], "11 to 20");
+    assert_eq!(rows(by_rank).len(), 5);
     refuses(&mut probe("correlate", &["--top", "10"]), 2, &["`--winners 10`"]);
 }
 
