@@ -328,6 +328,11 @@ fn ctrl_c_keeps_what_is_done_and_the_same_command_goes_on() {
         let said = String::from_utf8_lossy(&stopped.stderr);
         assert_eq!(stopped.status.code(), Some(130), "{said}");
         assert!(said.contains("run the same command again to go on"), "{said}");
+        assert_eq!(
+            said.contains("verdicts of the judge"),
+            flags.contains(&"--judge-command"),
+            "{said}"
+        );
         assert_eq!(report(&output)["interrupted"], true);
         let kept = samples(&output);
         let finished = succeeds(&mut start()).json();

@@ -104,6 +104,7 @@ impl<'a> Run<'a> {
             other => other.map(|()| false)?,
         };
         let count = self.samples()?.len();
+        let kept = self.sink().samples()?.len();
         let mut manifest = self.manifest;
         loading::fill_manifest(
             &mut manifest,
@@ -144,7 +145,11 @@ impl<'a> Run<'a> {
             self.context.printer.report(&report, Format::Table)?;
         }
         if interrupted {
-            return Err(interruption(self.output.output.as_deref(), count));
+            let error = interruption(self.output.output.as_deref(), count);
+            return Err(match (self.directory, kept - count) {
+                (Some(_), verdicts @ 1..) => error.note(format!("and {verdicts} verdicts of the judge")),
+                _ => error,
+            });
         }
         Ok(Outcome::Done)
     }
