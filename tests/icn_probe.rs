@@ -2,34 +2,14 @@
 
 mod common;
 
-use common::program::{contents, refuses, report, run, succeeds, tokselect};
+use common::icn_probe::{SMALL, probe};
+use common::program::{contents, refuses, succeeds};
 use common::tables::{column, rows as samples, table};
-use common::tiny_model::{TinyModel, VOCABULARY};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 use tokselect::probe::answers::gsm8k_gold;
 use tokselect::probe::problems::{Gold, ProblemSet, Problems};
-
-fn probe(command: &str, flags: &[&str]) -> Command {
-    let mut program = tokselect();
-    program.args(["icn-probe", command]).args(flags);
-    program
-}
-
-/// A quick exploration of two lists.
-const SMALL: [&str; 10] = [
-    "--categories",
-    "months,fruits",
-    "--rounds",
-    "2",
-    "--step",
-    "6",
-    "--max-new-tokens",
-    "12",
-    "--format",
-    "json",
-];
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().expect("a text")
@@ -53,134 +33,11 @@ fn the_demo_model_answers_under_every_method_and_repeats_itself() {
     };
     assert!(of("icn") > 0.5 && of("top") > 0.5, "{precision:?}");
     assert!(of("top-p") > 0.9, "{precision:?}");
-    assert_eq!(rows(table(&report, "differences")).len(), 8 * 4);
+    assert_eq!(rows(table(&report, "differences")).len(), 8 * 6);
     // Round 1, eight measures.
     assert_eq!(rows(table(&report, "geometry")).len(), 8);
     let again = succeeds(&mut probe("navigate", &SMALL)).json();
     assert_eq!(again["tables"], report["tables"]);
-}
-
-#[test]
-fn a_stopped_navigation_goes_on_and_another_one_is_refused() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let output = folder.path().join("out");
-    let navigate = |flags: &[&str]| {
-        let mut command = probe("navigate", &SMALL);
-        command
-            .args(["--methods", "icn,temperature", "--seeds", "2", "-o"])
-            .arg(&output)
-            .args(flags);
-        command
-    };
-    succeeds(&mut navigate(&[]));
-    let whole = samples(&output);
-    // icn once, two seeds of temperature, two questions.
-    assert_eq!(whole.len(), 6);
-    let lines = std::fs::read_to_string(output.join("samples.jsonl")).expect("samples");
-    let kept: String = lines.split_inclusive('\n').take(4).collect();
-    std::fs::write(output.join("samples.jsonl"), kept).expect("a writable folder");
-    succeeds(&mut navigate(&[]));
-    let timeless = |mut rows: Vec<Value>| {
-        for row in &mut rows {
-            row["data"]["wall_s"] = Value::Null;
-        }
-        rows
-    };
-    assert_eq!(timeless(samples(&output)), timeless(whole));
-    assert_eq!(report(&output)["samples"]["resumed_count"], 4);
-    refuses(&mut navigate(&["--temperature", "0.5"]), 2, &["temperature"]);
-}
-
-#[test]
-fn a_judge_that_fails_keeps_its_verdicts_and_the_run_goes_on_with_them() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (script, mark, output) = ("judge.sh", folder.path().join("mended"), folder.path().join("out"));
-    // Says yes to what has an `a`; breaks down at the fifth question until it is mended. Counts what it is asked.
-    let judge = format!(
-        r#"n=0; while read -r line; do n=$((n+1)); echo x >>asked
-        if [ $n -ge 5 ] && [ ! -e {} ]; then echo 'no more' >&2; exit 7; fi
-        answer=${{line##*answer}}
-        case "$answer" in *a*) echo '{{"correct": true}}';; *) echo '{{"correct": false}}';; esac; done"#,
-        mark.display()
-    );
-    std::fs::write(folder.path().join(script), judge).expect("a writable folder");
-    let navigate = || {
-        let mut command = probe("navigate", &SMALL);
-        command.current_dir(folder.path());
-        command
-            .args(["--methods", "top", "--judge-command", "sh judge.sh", "-o"])
-            .arg(&output);
-        command
-    };
-    refuses(
-        &mut navigate(),
-        3,
-        &["the judge `sh judge.sh`", "no more", "asked: ", "same command again"],
-    );
-    assert_eq!(samples(&output).len(), 4, "four verdicts are kept");
-    std::fs::write(&mark, "").expect("a writable folder");
-    succeeds(&mut navigate());
-    let rows = samples(&output);
-    let verdicts = rows.iter().filter(|row| row["task"] == "verdict").count();
-    assert_eq!(rows.len(), verdicts + 2);
-    let asked = std::fs::read_to_string(folder.path().join("asked")).expect("the count");
-    // The one that broke it was asked twice, no other.
-    assert_eq!(asked.lines().count(), verdicts + 1);
-    let answer = &rows.iter().find(|row| row["task"] == "months").expect("a row")["data"]["answers"][0];
-    assert_eq!(answer[4], answer[5].as_str().expect("a text").contains('a'));
-}
-
-#[test]
-fn the_model_judges_each_answer_once_and_a_stopped_run_goes_on() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let output = folder.path().join("out");
-    let navigate = || {
-        let mut command = probe("navigate", &SMALL);
-        command
-            .args(["--methods", "top,temperature", "--judge", "model", "-o"])
-            .arg(&output);
-        command
-    };
-    succeeds(&mut navigate());
-    let whole = samples(&output);
-    let verdicts: Vec<&Value> = whole.iter().filter(|row| row["task"] == "verdict").collect();
-    let said = |question: &str, answer: &str| {
-        let of = |row: &&&Value| row["data"]["question"] == question && row["data"]["answer"] == answer;
-        let found: Vec<&&Value> = verdicts.iter().filter(of).collect();
-        assert_eq!(found.len(), 1, "{question} {answer}: one verdict");
-        found[0]["data"]["verdict"]["correct"].clone()
-    };
-    let mut judged = 0;
-    for row in whole.iter().filter(|row| row["task"] != "verdict") {
-        for answer in row["data"]["answers"].as_array().expect("answers") {
-            // Malformed answers, which never came to their closing quote, are judged by nobody.
-            match answer[5].as_str() {
-                Some(text_of_it) => {
-                    assert_eq!(answer[4], said(text(row, "task"), text_of_it));
-                    judged += 1;
-                }
-                None => assert_eq!(answer[4], false, "{answer}"),
-            }
-        }
-    }
-    assert!(judged >= verdicts.len() && verdicts.len() > 10, "{judged}");
-    // Cut off in the middle of the verdicts of the second question, and in the middle of a line.
-    let lines = std::fs::read_to_string(output.join("samples.jsonl")).expect("samples");
-    let kept: String = lines.split_inclusive('\n').take(whole.len() * 2 / 3).collect();
-    std::fs::write(output.join("samples.jsonl"), &kept[..kept.len() - 9]).expect("a writable folder");
-    succeeds(&mut navigate());
-    let key = |row: &Value| {
-        let mut row = row.clone();
-        row["data"]["wall_s"] = Value::Null;
-        row.to_string()
-    };
-    let (mut again, mut before): (Vec<String>, Vec<String>) = (
-        samples(&output).iter().map(key).collect(),
-        whole.iter().map(key).collect(),
-    );
-    again.sort();
-    before.sort();
-    assert_eq!(again, before);
 }
 
 #[test]
@@ -254,98 +111,32 @@ fn a_sweep_is_one_table_and_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn what_runs_on_the_cpu_alone_refuses_a_gpu() {
-    for command in ["navigate", "correlate", "generate", "reason", "speed"] {
-        refuses(
-            probe(command, &["--device", "cuda"]).arg("--dry-run"),
-            3,
-            &["`--device cuda`", "on the CPU only"],
-        );
-    }
-    refuses(
-        &mut probe("clusters", &["--dtype", "bf16"]),
-        2,
-        &["`--dtype bf16`", "f32"],
-    );
-}
-
-#[test]
-fn judges_that_cannot_be_are_refused() {
-    for (flags, parts) in [
-        (&["--judge", "command"][..], &["needs the command"][..]),
-        (&["--judge", "list", "--judge-command", "true"], &["another judge"]),
-        (
-            &["--judge-command", "true", "--judge-timeout", "0"],
-            &["--judge-timeout"],
-        ),
-        (&["--categories", "nothing"], &["`--categories nothing`", "countries"]),
-        (&["--lists", "no/such/file.json"], &["no/such/file.json"]),
-        (&["--max-new-tokens", "2000"], &["a context of 1024 tokens"]),
-        (&["--temperature", "0"], &["`--temperature 0`"]),
-        (&["--cluster-penalty", "-1"], &["`--cluster-penalty -1`"]),
-    ] {
-        refuses(&mut probe("navigate", flags), 2, parts);
-    }
-    let model = TinyModel::llama().build();
-    let mut other = probe(
-        "navigate",
-        &[
-            "--limit",
-            "1",
-            "--methods",
-            "cluster-penalty",
-            "--clusters",
-            "ids.json",
-            "-m",
-        ],
-    );
-    other.arg(model.path()).current_dir(model.path());
-    model.write("ids.json", "[0, 1]");
-    refuses(&mut other, 2, &["clusters 2 ids", "300"]);
-    model.write("empty.json", r#"{"id": "a", "category": "b", "answers": []}"#);
-    let mut empty = probe("correlate", &["--lists", "empty.json", "-m"]);
-    refuses(empty.arg(model.path()).current_dir(model.path()), 2, &["`a` is empty"]);
-}
-
-#[test]
-fn padding_rows_are_never_probed_and_a_missing_template_is_said() {
-    let model = TinyModel::qwen2().build();
-    let mut command = probe(
-        "navigate",
-        &[
-            "--limit",
-            "1",
-            "--rounds",
-            "2",
-            "--step",
-            "20",
-            "--max-new-tokens",
-            "3",
-            "--chat-template",
-            "auto",
-            "-m",
-        ],
-    );
-    let folder = tempfile::tempdir().expect("a folder");
-    let finished = run(command.arg(model.path()).arg("-o").arg(folder.path()));
-    assert_eq!(finished.code, Some(0), "{finished:?}");
+fn paths_that_do_not_fit_leave_the_prompt_and_none_is_lost() {
+    // 1024 tokens hold a question and the paths of some rounds, not of twelve.
+    let flags = [
+        "--limit",
+        "2",
+        "--levels",
+        "5",
+        "--methods",
+        "icn",
+        "--paths",
+        "12",
+        "--format",
+        "json",
+    ];
+    let report = succeeds(&mut probe("reason", &flags)).json();
+    let methods = table(&report, "methods");
+    assert_eq!(column(methods, "n"), [2]);
     assert!(
-        finished.stderr.contains("warning: ") && finished.stderr.contains("no chat template"),
-        "{finished:?}"
+        column(methods, "distinct_paths")[0].as_f64().expect("a share") > 0.9,
+        "{methods}"
     );
-    for row in samples(folder.path()) {
-        let answers = row["data"]["answers"].as_array().expect("answers");
-        assert_eq!(answers.len(), 40);
-        for answer in answers {
-            let first = answer[1].as_u64().expect("an id");
-            // 256 bytes, four special tokens, three merges; rows beyond have no token.
-            assert!(first < 263 && !(256..260).contains(&first), "{first}");
-        }
-    }
-    let report = succeeds(probe("clusters", &["--k", "8", "--format", "json", "-m"]).arg(model.path())).json();
-    let summary = table(&report, "summary");
-    assert_eq!(column(summary, "value")[0], VOCABULARY);
-    assert_eq!(column(summary, "value")[1], VOCABULARY - 263);
+    refuses(&mut probe("reason", &["--temperature", "0"]), 2, &["`--temperature 0`"]);
+    succeeds(&mut probe(
+        "reason",
+        &["--temperature", "0", "--methods", "top", "--limit", "1"],
+    ));
 }
 
 #[test]
@@ -379,7 +170,20 @@ fn a_clustering_is_saved_shown_again_and_used() {
         .args(["--methods", "cluster-penalty", "--clusters"])
         .arg(&saved);
     succeeds(&mut navigate);
-    refuses(&mut clusters(&["--k", "5000"]), 2, &["`--k 5000`"]);
+    // In the plan already, before any weight is read.
+    for command in ["clusters", "correlate"] {
+        refuses(
+            &mut probe(command, &["--k", "5000", "--dry-run"]),
+            2,
+            &["`--k 5000`", "pass 1 to 2304"],
+        );
+    }
+    let penalty = ["--methods", "cluster-penalty", "--k", "64,5000", "--dry-run"];
+    refuses(&mut probe("navigate", &penalty), 2, &["`--k 5000`"]);
+    let plan = succeeds(clusters(&["--k", "7", "--dry-run"]).arg("-q")).json();
+    assert_eq!(plan["clusters"], 7);
+    let mut both = probe("correlate", &["--seeds", "2", "--clusters"]);
+    refuses(both.arg(&saved), 2, &["`--seeds 2`", "`--clusters`"]);
     refuses(clusters(&["--max-memory", "1MiB"]).arg("--dry-run"), 3, &["1.0 MiB"]);
 }
 
@@ -406,6 +210,10 @@ fn correlation_has_its_controls() {
     let p = column(differences, "p_against_shuffles")[2].as_f64().expect("a share");
     assert!(p > 0.0 && p <= 1.0);
     assert_eq!(rows(table(&report, "questions")).len(), 3);
+    // Ranks 11 to 60 in bins of ten.
+    let by_rank = table(&report, "by_rank");
+    assert_eq!(column(by_rank, "ranks")[0], "11 to 20");
+    assert_eq!(rows(by_rank).len(), 5);
     refuses(&mut probe("correlate", &["--top", "10"]), 2, &["`--winners 10`"]);
 }
 

@@ -245,7 +245,7 @@ proptest! {
 
     #[test]
     fn rows_with_lists_of_their_own_equal_reference(
-        seed: u64, shape in shapes(), n in 2usize..900, rows in 1usize..12, window in prop::option::of(1usize..300),
+        seed: u64, shape in shapes(), n in 2usize..900, rows in 1usize..40, window in prop::option::of(1usize..300),
     ) {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let c = cache(&mut rng, n, &shape);

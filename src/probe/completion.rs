@@ -15,7 +15,11 @@ use crate::selection::{Phase, PolicyConfig};
 /// What every id of the vocabulary decodes to by itself; `None` for special tokens and for rows without a token, which no
 /// text can start with.
 #[derive(Debug, Clone)]
-pub struct TokenTexts(Vec<Option<String>>);
+pub struct TokenTexts {
+    texts: Vec<Option<String>>,
+    /// Rows without a token: a vocabulary is often padded to a round number.
+    padding: Vec<u32>,
+}
 
 impl TokenTexts {
     /// Decodes every id of a vocabulary of `vocab_size` rows.
@@ -24,27 +28,40 @@ impl TokenTexts {
             Some(_) => tokenizer.decode(&[id], false).map(Some),
             None => Ok(None),
         };
-        (0..vocab_size as u32).map(text).collect::<Result<_>>().map(Self)
+        let ids = 0..vocab_size as u32;
+        Ok(Self {
+            texts: ids.clone().map(text).collect::<Result<_>>()?,
+            padding: ids.filter(|&id| tokenizer.id_to_token(id).is_none()).collect(),
+        })
+    }
+
+    /// Makes rows without a token impossible in `logits` `[rows, V]`: nothing can be read of them, so no text goes on there.
+    pub fn forbid_padding(&self, logits: &mut [f32]) {
+        for row in logits.chunks_exact_mut(self.texts.len().max(1)) {
+            for &id in &self.padding {
+                row[id as usize] = f32::NEG_INFINITY;
+            }
+        }
     }
 
     /// The text of `id`.
     pub fn get(&self, id: u32) -> Option<&str> {
-        self.0.get(id as usize)?.as_deref()
+        self.texts.get(id as usize)?.as_deref()
     }
 
     /// V: rows of the vocabulary, padding included.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.texts.len()
     }
 
     /// True for a vocabulary of no rows.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.texts.is_empty()
     }
 
     /// Ids that have a text, by logit down, then id up.
     pub fn ranked(&self, logits: &[f32]) -> Vec<u32> {
-        let mut ids: Vec<u32> = (0..self.0.len() as u32).filter(|&id| self.get(id).is_some()).collect();
+        let mut ids: Vec<u32> = (0..self.len() as u32).filter(|&id| self.get(id).is_some()).collect();
         ids.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
         ids
     }
@@ -323,6 +340,7 @@ impl<'m, B: Backend> Completer<'m, B> {
                     self.read(&[prompt, &completion.ids].concat())?.logits
                 }
             };
+            self.texts.forbid_padding(&mut logits);
             completion.ids.extend(greedy.choose(&[0], &mut logits)?);
         }
         match simple {
@@ -384,6 +402,7 @@ impl<'m, B: Backend> Completer<'m, B> {
             let ids: Vec<u32> = active.iter().filter_map(|&b| done[b].ids.last().copied()).collect();
             self.session.forward_branches(&ids, &mut lists)?;
             let mut logits = self.session.logits_of_rows(0..ids.len())?;
+            self.texts.forbid_padding(&mut logits);
             let branches: Vec<usize> = active.iter().map(|branch| base + branch).collect();
             let chosen = choose.choose(&branches, &mut logits)?;
             self.cost.generated_tokens += chosen.len();

@@ -49,6 +49,20 @@ pub struct Group {
     pub mean_rank: Option<f64>,
 }
 
+/// Ranks of a bin of the table by rank.
+const BIN: usize = 10;
+
+/// Neighbouring ranks beyond K; giants are in neither group.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RankBin {
+    /// First and last rank, from 1.
+    pub ranks: [usize; 2],
+    /// Those in a winner's cluster.
+    pub inside: Group,
+    /// Those in none.
+    pub outside: Group,
+}
+
 /// A question's ranking under one clustering.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Correlation {
@@ -60,6 +74,8 @@ pub struct Correlation {
     pub giant: Group,
     /// Later ranks in no winner's cluster.
     pub outside: Group,
+    /// The same two groups in bins of ten ranks.
+    pub by_rank: Vec<RankBin>,
     /// Precision inside less outside; null where one of them is empty.
     pub difference: Option<f64>,
     /// The same with giants counted inside, as in the released notebook.
@@ -166,6 +182,18 @@ pub fn correlate(
         let ranks = places.iter().enumerate().filter(move |(_, place)| **place == wanted);
         group(ranks.map(|(rank, _)| rank + k), &correct)
     };
+    let bin = |number: usize| {
+        let part = number * BIN..((number + 1) * BIN).min(places.len());
+        let of = |wanted: Place| {
+            let ranks = part.clone().filter(|&rank| places[rank] == wanted);
+            group(ranks.map(|rank| rank + k), &correct)
+        };
+        RankBin {
+            ranks: [part.start + k + 1, part.end + k],
+            inside: of(Place::Inside),
+            outside: of(Place::Outside),
+        }
+    };
     let (matched_difference, matched) = matched(&places, later, settings.window);
     let mut shuffled = Vec::with_capacity(settings.shuffles);
     let mut shuffled_matched = Vec::with_capacity(settings.shuffles);
@@ -181,6 +209,7 @@ pub fn correlate(
         inside: of(Place::Inside),
         giant: of(Place::Giant),
         outside: of(Place::Outside),
+        by_rank: (0..places.len().div_ceil(BIN)).map(bin).collect(),
         difference: gap(&places, later, &[Place::Inside]),
         difference_with_giants: gap(&places, later, &[Place::Inside, Place::Giant]),
         matched_difference,
@@ -273,6 +302,42 @@ mod tests {
         assert_eq!(found.matched, 3);
         assert!((found.matched_difference.expect("matched") + 2.0 / 3.0).abs() < 1e-12);
         assert_eq!(found.precision_at, [1.0, 1.0]);
+        // One bin holds all later ranks.
+        let all = RankBin {
+            ranks: [3, 7],
+            inside: found.inside,
+            outside: found.outside,
+        };
+        assert_eq!(found.by_rank, [all]);
+    }
+
+    #[test]
+    fn bins_of_ranks_by_hand() {
+        // Two winners in cluster 0, then 14 ranks: even ones in cluster 0, odd ones in 1; right up to rank 12.
+        let golds: Vec<bool> = (0..16).map(|rank| rank < 12).collect();
+        let ids: Vec<u32> = (0..16).map(|rank| if rank < 2 { 0 } else { rank % 2 }).collect();
+        let settings = CorrelationSettings { giant: 9.0, ..SETTINGS };
+        let found = correlate(&ranked(&golds), &ids, 2, &settings, &mut stream_rng(0, "t"));
+        let said: Vec<_> = found
+            .by_rank
+            .iter()
+            .map(|bin| {
+                (
+                    bin.ranks,
+                    bin.inside.n,
+                    bin.inside.precision,
+                    bin.outside.n,
+                    bin.outside.precision,
+                )
+            })
+            .collect();
+        assert_eq!(
+            said,
+            [
+                ([3, 12], 5, Some(1.0), 5, Some(1.0)),
+                ([13, 16], 2, Some(0.0), 2, Some(0.0))
+            ]
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Rankings of many questions as tables.
 
-use super::correlation::{Correlation, Group, RankedAnswer, WithShuffles, against_shuffles};
+use super::correlation::{Correlation, Group, RankBin, RankedAnswer, WithShuffles, against_shuffles};
 use crate::bench::statistics::mean;
 use crate::error::Result;
 use crate::eval::statistics::Estimate;
@@ -39,6 +39,7 @@ pub fn tables(rows: &[Ranking], seed: u64) -> Result<Vec<Table>> {
     Ok(vec![
         groups(rows, seed)?,
         differences(rows, seed)?,
+        by_rank(rows, seed)?,
         precision_at(rows, seed)?,
         questions(rows)?,
     ])
@@ -123,6 +124,49 @@ fn differences(rows: &[Ranking], seed: u64) -> Result<Table> {
             values.iter().filter(|v| **v > 0.0).count().into(),
             cell(middle(tests.iter().map(|t| t.1).collect()), "not shuffled"),
             cell(middle(tests.iter().map(|t| t.0).collect()), "not shuffled"),
+        ])?;
+    }
+    Ok(table)
+}
+
+/// Precision inside and outside in bins of ten ranks; the difference is of questions that have both there.
+fn by_rank(rows: &[Ranking], seed: u64) -> Result<Table> {
+    let columns = [
+        "ranks",
+        "inside_n",
+        "inside",
+        "outside_n",
+        "outside",
+        "n",
+        "difference",
+        "low",
+        "high",
+    ];
+    let mut table = Table::new("by_rank", columns.map(Column::text).into());
+    let of_first = rows.iter().filter_map(|row| Some(&row.correlations.first()?.1.by_rank));
+    let longest = of_first.max_by_key(|bins| bins.len());
+    for (at, bin) in longest.into_iter().flatten().enumerate() {
+        type Of = fn(&RankBin) -> Option<f64>;
+        let values = |of: Of| -> Vec<f64> {
+            let of_row = |row: &Ranking| row.mean_of(|c| c.by_rank.get(at).and_then(of));
+            rows.iter().filter_map(of_row).collect()
+        };
+        let (inside, outside) = (values(|bin| bin.inside.precision), values(|bin| bin.outside.precision));
+        let pairs = values(|bin| Some(bin.inside.precision? - bin.outside.precision?));
+        let name = format!("{} to {}", bin.ranks[0], bin.ranks[1]);
+        let estimate = Estimate::of(&pairs, seed, &format!("by_rank/{name}"));
+        let interval = estimate.and_then(|e| e.ci95);
+        let why = "no rank in it";
+        table.push(vec![
+            name.into(),
+            inside.len().into(),
+            cell(mean(&inside), why),
+            outside.len().into(),
+            cell(mean(&outside), why),
+            pairs.len().into(),
+            cell(estimate.map(|e| e.mean), "no question has both groups"),
+            cell(interval.map(|ci| ci[0]), "fewer than 2 questions"),
+            cell(interval.map(|ci| ci[1]), "fewer than 2 questions"),
         ])?;
     }
     Ok(table)

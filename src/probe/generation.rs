@@ -65,6 +65,14 @@ impl GenerationTask {
             return Err(Error::user(format!("`{}` holds no task", path.display()))
                 .help("write {\"id\": .., \"instruction\": ..} or a list of such"));
         }
+        for (at, task) in tasks.iter().enumerate() {
+            if tasks[..at].iter().any(|other| other.id == task.id) {
+                return Err(
+                    Error::user(format!("`{}` holds two tasks named `{}`", path.display(), task.id))
+                        .help("give each an `id` of its own"),
+                );
+            }
+        }
         Ok(tasks)
     }
 
@@ -113,6 +121,24 @@ pub struct GeneratedSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn faulty_files_are_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("tasks.json");
+        for (text, wanted) in [
+            (
+                r#"[{"id": "a", "instruction": "x"}, {"id": "a", "instruction": "y"}]"#,
+                "two tasks named `a`",
+            ),
+            ("[]", "holds no task"),
+            ("{}", "is no task"),
+        ] {
+            std::fs::write(&path, text).expect("a writable folder");
+            let error = GenerationTask::read(&path).expect_err(wanted).to_string();
+            assert!(error.contains(wanted) && error.contains("help:"), "{error}");
+        }
+    }
 
     #[test]
     fn the_test_of_words_by_hand() {

@@ -12,7 +12,7 @@ mod gpu;
 mod host;
 mod seeding;
 
-use super::key_space::Rows;
+use super::key_space::{BLOCK, Rows};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 
@@ -60,7 +60,7 @@ pub struct KMeans {
     pub repaired: usize,
 }
 
-/// Follows a run: iteration and sum of distances so far; false stops it.
+/// Follows a run: iteration (0 while the first centres are drawn) and sum of distances so far; false stops it.
 pub type Watch<'a> = dyn FnMut(usize, f64) -> bool + 'a;
 
 /// Where k-means runs.
@@ -94,13 +94,13 @@ pub struct Assignment {
 
 /// Clusters `rows`, which are centred (or, for cosines, normalised) in place on the way.
 pub fn fit(place: &dyn Place, rows: &mut Rows, config: &KMeansConfig, watch: &mut Watch<'_>) -> Result<KMeans> {
-    check(rows, config)?;
+    check_clusters(config.clusters, rows.count())?;
     let offset = ready(rows, config.distance);
     let norms = squared_norms(&rows.data, rows.dim);
     let mut keys = place.hold(rows, &norms, config.clusters)?;
     let mut best: Option<KMeans> = None;
     for restart in 0..config.restarts.max(1) {
-        let chosen = seeding::plus_plus(keys.as_mut(), rows, config.clusters, config.seed, restart)?;
+        let chosen = seeding::plus_plus(keys.as_mut(), rows, config, restart, watch)?;
         keys.set_centres(rows.pick(&chosen))?;
         let found = lloyd(keys.as_mut(), bound(rows, &norms, config), config, watch)?;
         if best.as_ref().is_none_or(|best| found.inertia < best.inertia) {
@@ -119,7 +119,7 @@ pub fn fit_from(
     config: &KMeansConfig,
     watch: &mut Watch<'_>,
 ) -> Result<KMeans> {
-    check(rows, config)?;
+    check_clusters(config.clusters, rows.count())?;
     if centres.len() != config.clusters * rows.dim {
         return Err(Error::bug("start centres of another shape than the keys"));
     }
@@ -139,16 +139,20 @@ pub fn fit_from(
     Ok(moved_back(found, &offset))
 }
 
-fn check(rows: &Rows, config: &KMeansConfig) -> Result<()> {
-    if config.clusters == 0 || config.clusters > rows.count() {
-        return Err(Error::user(format!(
-            "`--k {}`: {} keys cannot make that many clusters",
-            config.clusters,
-            rows.count()
-        ))
-        .help(format!("pass 1 to {}", rows.count())));
+/// Refuses more clusters than there are keys, and none.
+pub fn check_clusters(clusters: usize, keys: usize) -> Result<()> {
+    if clusters == 0 || clusters > keys {
+        return Err(
+            Error::user(format!("`--k {clusters}`: {keys} keys cannot make that many clusters"))
+                .help(format!("pass 1 to {keys}")),
+        );
     }
     Ok(())
+}
+
+/// Bytes of host memory for V keys of `dim` elements in K clusters: the keys, a block of products, centres with their copies.
+pub fn needed_bytes(keys: usize, dim: usize, clusters: usize) -> usize {
+    4 * (keys * (dim + 4) + BLOCK * (clusters + 2 * dim) + clusters * dim * 6)
 }
 
 /// Brings rows into the form that products are exact in: unit length for cosines; around 0 for Euclidean distances, which
@@ -219,6 +223,10 @@ fn repair(labels: &mut [u32], distances: &[f32], clusters: usize) -> usize {
     filled
 }
 
+fn interrupted() -> Error {
+    Error::interrupted("interrupted; no clustering was kept")
+}
+
 fn lloyd(keys: &mut dyn Steps, bound: f64, config: &KMeansConfig, watch: &mut Watch<'_>) -> Result<KMeans> {
     let mut labels: Vec<u32> = Vec::new();
     let (mut repaired, mut iterations, mut converged, mut settled) = (0, 0, false, false);
@@ -228,7 +236,7 @@ fn lloyd(keys: &mut dyn Steps, bound: f64, config: &KMeansConfig, watch: &mut Wa
         repaired += repair(&mut found.labels, &found.distances, config.clusters);
         let sum: f64 = found.distances.iter().map(|&x| f64::from(x)).sum();
         if !watch(iterations, sum) {
-            return Err(Error::interrupted("interrupted; no clustering was kept"));
+            return Err(interrupted());
         }
         let moved = keys.move_centres(&found.labels, config.distance)?;
         settled = found.labels == labels;

@@ -3,7 +3,7 @@
 use super::comparison::{Metric, Value, aggregates, differences, means};
 use super::completion::Cost;
 use super::geometry::{Against, QueryGeometry, RoundGeometry};
-use super::scores::{Answer, Scores, recall_within};
+use super::scores::{Answer, Scores, within};
 use crate::bench::statistics::mean;
 use crate::error::Result;
 use crate::eval::statistics::Estimate;
@@ -65,22 +65,25 @@ fn metric(name: &'static str, rows: &[&Exploration], of: impl Fn(&Exploration) -
     }
 }
 
-/// All numbers of the explorations. Recall at equal cost counts the answers that fit into the fewest generated tokens that
-/// any method needed for the question.
+/// All numbers of the explorations. Equal cost: the first answers, as many as fit into the fewest generated tokens that any
+/// method needed for the question.
 fn metrics(rows: &[&Exploration]) -> Vec<Metric> {
     let mut budgets: HashMap<&str, usize> = HashMap::new();
     for row in rows {
         let budget = budgets.entry(row.question.as_str()).or_insert(usize::MAX);
         *budget = (*budget).min(row.cost.generated_tokens);
     }
-    let budget = |row: &Exploration| budgets.get(row.question.as_str()).copied().unwrap_or(0);
+    let at_equal_cost = |row: &Exploration| {
+        let budget = budgets.get(row.question.as_str()).copied().unwrap_or(0);
+        Scores::of(within(&row.answers, budget), row.list_size)
+    };
     vec![
         metric("precision", rows, |r| r.scores.precision),
         metric("recall", rows, |r| r.scores.recall),
-        metric("recall_at_equal_cost", rows, |r| {
-            recall_within(&r.answers, budget(r), r.list_size)
-        }),
+        metric("recall_at_equal_cost", rows, |r| at_equal_cost(r).recall),
         metric("distinct", rows, |r| r.scores.distinct),
+        metric("precision_at_equal_cost", rows, |r| at_equal_cost(r).precision),
+        metric("distinct_at_equal_cost", rows, |r| at_equal_cost(r).distinct),
         metric("new_and_right", rows, |r| r.scores.new_and_right),
         metric("map_at_10", rows, |r| r.scores.map_at_10),
         metric("unclosed", rows, |r| r.scores.unclosed),
@@ -103,7 +106,8 @@ pub fn report(rows: &[Exploration], methods: &[String], seed: u64) -> Result<Nav
         means("methods_more", methods, rest, seed)?,
     ];
     if let Some(reference) = methods.first() {
-        tables.push(differences("differences", reference, methods, first, seed)?);
+        let compared = &all_metrics[..COMPARED];
+        tables.push(differences("differences", reference, methods, compared, seed)?);
     }
     let mut more = Vec::new();
     if !complete.is_empty() && complete.len() < all.len() {
@@ -126,6 +130,8 @@ pub fn report(rows: &[Exploration], methods: &[String], seed: u64) -> Result<Nav
 
 /// Metrics of the first table.
 const FIRST: usize = 4;
+/// Metrics whose differences are shown.
+const COMPARED: usize = 6;
 
 fn timing(rows: &[&Exploration], methods: &[String]) -> Result<Table> {
     let columns = [

@@ -2,7 +2,7 @@
 //! open.
 
 use super::completion::StopRule;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::generate::Finish;
 use crate::model::prompt::PromptEncoder;
 
@@ -59,13 +59,17 @@ pub struct ListPrompt {
 }
 
 impl ListPrompts<'_> {
-    /// The prompt with `items` listed. Where they are too many, the earliest are left out and the rest numbered from 1.
+    /// The prompt with `items` listed. Where they are too many, the earliest are left out and the rest numbered from 1; an
+    /// instruction that is too long by itself is refused.
     pub fn with_list(&self, instruction: &str, items: &[String]) -> Result<ListPrompt> {
         let mut dropped = 0;
         loop {
             let ids = self.encode(instruction, &items[dropped..])?;
-            if ids.len() <= self.most_tokens || dropped == items.len() {
+            if ids.len() <= self.most_tokens {
                 return Ok(ListPrompt { ids, dropped });
+            }
+            if dropped == items.len() {
+                return Err(too_long(instruction, ids.len(), self.most_tokens));
             }
             // At least one; then as many as the surplus is likely to need.
             let surplus = ids.len() - self.most_tokens;
@@ -104,6 +108,15 @@ impl ListPrompts<'_> {
         let rest = encoded.ids.strip_prefix(prompt);
         Ok(rest.and_then(|rest| rest.first()).copied())
     }
+}
+
+/// The error of a prompt of `tokens` where `most` have room.
+pub(super) fn too_long(asked: &str, tokens: usize, most: usize) -> Error {
+    let start: String = asked.chars().take(60).collect();
+    Error::user(format!(
+        "the prompt of `{start}...` has {tokens} tokens, but {most} have room beside an answer"
+    ))
+    .help("pass a larger `--max-context`, allow answers fewer tokens, or ask in fewer words")
 }
 
 /// What stands before the first quote of a completion; `None` if the quote is never closed.

@@ -5,6 +5,7 @@
 
 use super::completion::{Choose, Completer, Completion, Cost, Greedy, Sampled, StopRule};
 use super::problems::{Gold, Parsed, Problem};
+use super::prompts::too_long;
 use crate::error::{Error, Result};
 use crate::eval::demo_corpus::{FINAL_ANSWER, HEADER, INSTRUCTION};
 use crate::kernels::Backend;
@@ -134,9 +135,27 @@ pub struct Reasoner<'a> {
     pub encoder: PromptEncoder<'a>,
     /// Sizes.
     pub settings: PathSettings,
+    /// Tokens that prompt and completion may have together.
+    pub context_tokens: usize,
 }
 
 impl Reasoner<'_> {
+    /// Refuses a problem that leaves no room for a path and its answer.
+    pub fn check(&self, problem: &Problem) -> Result<()> {
+        let PathSettings {
+            path_tokens,
+            answer_tokens,
+            ..
+        } = self.settings;
+        self.prompt(problem, &[])?;
+        let asked = self.final_prompt(problem, "")?.len();
+        let most = self.context_tokens.saturating_sub(path_tokens + answer_tokens);
+        if asked > most {
+            return Err(too_long(&problem.question, asked, most));
+        }
+        Ok(())
+    }
+
     fn gap(&self) -> &'static str {
         match self.settings.wording {
             Wording::Released => "\n",
@@ -153,8 +172,24 @@ impl Reasoner<'_> {
         Ok(encoded.ids)
     }
 
-    /// The prompt with earlier paths, up to where the next one begins.
+    /// The prompt with earlier paths, up to where the next one begins. Where they are too many, the earliest are left out and
+    /// the rest numbered from 1.
     fn prompt(&self, problem: &Problem, paths: &[Path]) -> Result<Vec<u32>> {
+        let most = self.context_tokens.saturating_sub(self.settings.path_tokens);
+        let mut dropped = 0;
+        loop {
+            let ids = self.prompt_of(problem, &paths[dropped..])?;
+            if ids.len() <= most {
+                return Ok(ids);
+            }
+            if dropped == paths.len() {
+                return Err(too_long(&problem.question, ids.len(), most));
+            }
+            dropped += 1;
+        }
+    }
+
+    fn prompt_of(&self, problem: &Problem, paths: &[Path]) -> Result<Vec<u32>> {
         let gap = self.gap();
         let listed = (1..)
             .zip(paths)
@@ -217,7 +252,8 @@ impl Reasoner<'_> {
                 };
                 let name = format!("reason/{}", problem.id);
                 let mut sampled = Sampled::new(&config, &name, self.settings.paths)?;
-                let logits = completer.read(&start)?.logits;
+                let mut logits = completer.read(&start)?.logits;
+                completer.texts().forbid_padding(&mut logits);
                 let branches: Vec<usize> = (0..self.settings.paths).collect();
                 let firsts = sampled.choose(&branches, &mut logits.repeat(branches.len()))?;
                 self.paths(completer, problem, &start, &firsts, &mut sampled)?
@@ -296,6 +332,7 @@ impl Reasoner<'_> {
         };
         let prompt = self.final_prompt(problem, &text)?;
         let mut logits = completer.read(&prompt)?.logits;
+        completer.texts().forbid_padding(&mut logits);
         let first = Greedy::new()?.choose(&[0], &mut logits)?;
         let answers = completer.complete(&prompt, &first, &rule, self.settings.answer_tokens, &mut Greedy::new()?)?;
         let answer = answers

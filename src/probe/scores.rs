@@ -88,20 +88,14 @@ fn identity(answer: &Answer) -> Option<String> {
     ))
 }
 
-/// Members found by the answers whose tokens fit into `budget`, as a share of `size`.
-pub fn recall_within(answers: &[Answer], budget: usize, size: usize) -> f64 {
+/// The first of `answers`, as many as fit into `budget` tokens.
+pub fn within(answers: &[Answer], budget: usize) -> &[Answer] {
     let mut spent = 0;
-    let mut found = BTreeSet::new();
-    for answer in answers {
+    let fitting = answers.iter().take_while(|answer| {
         spent += answer.tokens;
-        if spent > budget {
-            break;
-        }
-        if answer.correct {
-            found.extend(identity(answer));
-        }
-    }
-    found.len() as f64 / size.max(1) as f64
+        spent <= budget
+    });
+    &answers[..fitting.count()]
 }
 
 impl Scores {
@@ -169,9 +163,19 @@ mod tests {
         assert_eq!(scores.new_and_right, 0.5);
         assert_eq!(scores.unclosed, 0.125);
         // Tokens 3, 7, 9, 73, 75, ...: 74 buy the first four answers, one member of 16.
-        assert_eq!(recall_within(&answers, 74, 16), 1.0 / 16.0);
-        assert_eq!(recall_within(&answers, 75, 16), 2.0 / 16.0);
-        assert_eq!(recall_within(&answers, 2, 16), 0.0);
+        for (budget, bought, recall, precision) in [
+            (74, 4, 1.0 / 16.0, 0.5),
+            (75, 5, 2.0 / 16.0, 0.6),
+            (2, 0, 0.0, 0.0),
+            (1000, 8, 0.25, 0.625),
+        ] {
+            let fitting = within(&answers, budget);
+            let scores = Scores::of(fitting, 16);
+            assert_eq!(
+                (fitting.len(), scores.recall, scores.precision),
+                (bought, recall, precision)
+            );
+        }
     }
 
     #[test]

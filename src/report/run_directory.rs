@@ -135,11 +135,17 @@ impl RunDirectory {
             count: self.writer.count(),
             resumed_count: self.resumed_count,
         };
+        let mut written = Vec::new();
         for (index, table) in report.tables_or_aggregates().iter().enumerate() {
-            let name = match index {
+            let mut name = match index {
                 0 => "table.csv".into(),
                 _ => format!("table.{}.csv", file_stem(&table.name, index)),
             };
+            // Names that users give to what they measure may meet each other's file, or that of a table of ours.
+            if written.contains(&name) {
+                name = format!("table.{}-{index}.csv", file_stem(&table.name, index));
+            }
+            written.push(name.clone());
             replace_file(&self.path.join(name), csv::table(table)?.as_bytes())?;
         }
         replace_file(&self.path.join("table.md"), markdown::report(report).as_bytes())?;

@@ -37,9 +37,9 @@ fn a_second_run_resumes_and_the_report_counts_both() {
     let mut report = example();
     report.config = plain();
     report.config_hash = run.config_hash().into();
-    report
-        .tables
-        .push(Table::new("per task/length", vec![Column::text("task")]));
+    for name in ["per task/length", "per_task_length"] {
+        report.tables.push(Table::new(name, vec![Column::text("task")]));
+    }
     run.write_report(&mut report).unwrap();
     assert_eq!((report.samples.count, report.samples.resumed_count), (2, 1));
     assert_eq!(run.samples().unwrap().len(), 2);
@@ -56,6 +56,7 @@ fn a_second_run_resumes_and_the_report_counts_both() {
             "samples.jsonl",
             "table.csv",
             "table.md",
+            "table.per-task-length-2.csv",
             "table.per-task-length.csv"
         ]
     );

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
+pub mod icn_probe;
 pub mod program;
 pub mod ruler;
 pub mod ruler_solvers;

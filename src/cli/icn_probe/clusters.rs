@@ -5,7 +5,7 @@ use crate::bytes::human_bytes;
 use crate::cli::Context;
 use crate::cli::arguments::{ModelArgs, OutputArgs, at_least_one};
 use crate::cli::device;
-use crate::cli::loading::{self, Language};
+use crate::cli::loading::{self, Language, Located};
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::kernels::Device;
@@ -115,11 +115,6 @@ fn means_config(args: &MeansArgs, vocab_size: usize) -> KMeansConfig {
     }
 }
 
-/// Bytes for V keys of d elements in K clusters: the keys, a block of products, centres with their copies.
-fn needed_bytes(vocab_size: usize, dim: usize, clusters: usize) -> usize {
-    4 * (vocab_size * (dim + 4) + 2048 * (clusters + 2 * dim) + clusters * dim * 6)
-}
-
 /// `gpu`: where k-means runs, else on the CPU. Keys are prepared on the CPU.
 fn cluster(
     args: &MeansArgs,
@@ -135,7 +130,8 @@ fn cluster(
         .progress((config.max_iterations * config.restarts) as u64, "k-means");
     let place: &dyn Place = gpu.map_or(&Cpu, |gpu| gpu);
     let found = kmeans::fit(place, &mut rows, config, &mut |iteration, inertia| {
-        bar.advance(1);
+        // Drawing the first centres is no iteration.
+        bar.advance(u64::from(iteration > 0));
         bar.set_message(&format!("k-means, iteration {iteration}, distances {inertia:.4e}"));
         !context.interrupt.is_raised()
     })?;
@@ -264,7 +260,7 @@ fn summary(found: &Found, tokens: usize, distances: &[Vec<(f64, u32)>]) -> Resul
 
 /// Bytes of host memory for the run; refused if it does not fit.
 fn check_memory(args: &ClustersArgs, vocab_size: usize, dim: usize, clusters: usize) -> Result<usize> {
-    let needed = needed_bytes(vocab_size, dim, clusters);
+    let needed = kmeans::needed_bytes(vocab_size, dim, clusters);
     match args.model.max_memory.or_else(available_bytes) {
         Some(available) if available < needed => Err(Error::environment(format!(
             "clustering {vocab_size} keys of {dim} elements needs {}, but {} are available",
@@ -282,6 +278,36 @@ fn open_directory(output: &OutputArgs, settings: &Map<String, Value>) -> Result<
     output.output.as_ref().map(open).transpose()
 }
 
+/// `--dry-run`: the plan as a table, or as JSON.
+fn print_plan(
+    located: &Located,
+    clusters: usize,
+    needed: usize,
+    backend: &str,
+    args: &ClustersArgs,
+    context: &Context,
+) -> Result<Outcome> {
+    let (config, tensor) = (&located.config, key_tensor(&located.config).name);
+    if args.output.format == Some(Format::Json) {
+        let plan = json!({"model": located.files.reference, "key_tensor": tensor, "keys": config.vocab_size,
+            "elements": config.hidden_size, "clusters": clusters, "memory_bytes": needed, "device": backend});
+        let text = serde_json::to_string_pretty(&plan).map_err(|e| Error::bug(format!("plan as JSON: {e}")))?;
+        return context.printer.line(&text);
+    }
+    let keys = format!("{} of {} elements, `{tensor}`", config.vocab_size, config.hidden_size);
+    let mut table = Table::new("plan", vec![Column::text("what"), Column::text("value")]);
+    for (what, value) in [
+        ("model", located.files.reference.clone()),
+        ("keys", keys),
+        ("clusters", clusters.to_string()),
+        ("memory", human_bytes(needed)),
+        ("device", backend.to_owned()),
+    ] {
+        table.push(vec![what.into(), value.into()])?;
+    }
+    context.printer.table(&table)
+}
+
 pub(super) fn run(args: &ClustersArgs, context: &Context) -> Result<Outcome> {
     let means = &args.means;
     let imported = means.import.as_deref().map(Clustering::load).transpose()?;
@@ -294,8 +320,12 @@ pub(super) fn run(args: &ClustersArgs, context: &Context) -> Result<Outcome> {
         clustering.check(vocab_size, path)?;
     }
     let config = means_config(means, vocab_size);
+    if imported.is_none() {
+        kmeans::check_clusters(config.clusters, vocab_size)?;
+    }
+    let clusters = imported.as_ref().map_or(config.clusters, |imported| imported.clusters);
     let dim = located.config.hidden_size;
-    let needed = check_memory(args, vocab_size, dim, config.clusters)?;
+    let needed = check_memory(args, vocab_size, dim, clusters)?;
     let gpu = if imported.is_some() {
         None
     } else {
@@ -304,18 +334,7 @@ pub(super) fn run(args: &ClustersArgs, context: &Context) -> Result<Outcome> {
     };
     let backend = if gpu.is_some() { "cuda" } else { Cpu.name() };
     if args.output.dry_run {
-        let keys = format!("{vocab_size} of {dim} elements, `{}`", key_tensor(&located.config).name);
-        let mut table = Table::new("plan", vec![Column::text("what"), Column::text("value")]);
-        for (what, value) in [
-            ("model", located.files.reference.clone()),
-            ("keys", keys),
-            ("clusters", config.clusters.to_string()),
-            ("memory", human_bytes(needed)),
-            ("device", backend.to_owned()),
-        ] {
-            table.push(vec![what.into(), value.into()])?;
-        }
-        return context.printer.table(&table);
+        return print_plan(&located, clusters, needed, backend, args, context);
     }
     let weights = loading::open_weights(&args.model, &located)?;
     let settings = json!({

@@ -1,6 +1,6 @@
 //! `tokselect icn-probe correlate`: are tokens near the winners' keys over-ranked?
 
-use super::engine::{ClusterChoice, Engine, EngineArgs, JudgeArgs, QuestionArgs};
+use super::engine::{Besides, ClusterChoice, Engine, EngineArgs, JudgeArgs, QuestionArgs};
 use super::run::{Findings, Run, Verdicts, parsed, print_plan};
 use crate::cli::Context;
 use crate::cli::arguments::{OutputArgs, at_least_one};
@@ -79,7 +79,6 @@ struct Plan {
     engine: Engine,
     questions: Questions,
     settings: CorrelationSettings,
-    imported: Option<Clustering>,
     config: Map<String, Value>,
 }
 
@@ -92,13 +91,25 @@ fn plan(args: &CorrelateArgs, context: &Context) -> Result<Plan> {
         ))
         .help("pass fewer winners or more ranks"));
     }
+    if args.clusters.clusters.is_some() && ranking.seeds > 1 {
+        return Err(Error::user(format!(
+            "`--seeds {}` asks for several clusterings, and `--clusters` names the one to use",
+            ranking.seeds
+        ))
+        .help("leave out one of the two"));
+    }
+    args.clusters.single()?;
     let judge = args.judge.config()?;
-    let imported = args.clusters.clusters.as_deref().map(Clustering::load).transpose()?;
     let questions = args.questions.questions(&[])?;
     let batch = args.engine.asking.batch.min(ranking.top);
-    let engine = Engine::plan(&args.engine, ranking.max_new_tokens, batch, context)?;
-    if let (Some(clustering), Some(path)) = (&imported, &args.clusters.clusters) {
-        clustering.check(engine.located.config.vocab_size, path)?;
+    let besides = Besides {
+        keys: true,
+        clusters: args.clusters.made(),
+        judging: args.judge.is_model(),
+    };
+    let engine = Engine::plan(&args.engine, ranking.max_new_tokens, batch, besides, context)?;
+    for question in &questions.all {
+        engine.check_instruction(Form::List, &question.instruction)?;
     }
     let settings = CorrelationSettings {
         winners: ranking.winners,
@@ -116,17 +127,11 @@ fn plan(args: &CorrelateArgs, context: &Context) -> Result<Plan> {
     put("seed", json!(ranking.seed));
     put("seeds", json!(ranking.seeds));
     put("judge", judge);
-    let choice = &args.clusters;
-    let hash = imported.as_ref().map(Clustering::hash);
-    put(
-        "clusters",
-        json!({"imported": hash, "k": choice.single()?, "distance": choice.distance}),
-    );
+    put("clusters", args.clusters.config(&engine)?);
     Ok(Plan {
         engine,
         questions,
         settings,
-        imported,
         config,
     })
 }
@@ -173,9 +178,6 @@ fn rank(
 
 fn clusterings(plan: &Plan, args: &CorrelateArgs, context: &Context) -> Result<Vec<(u64, Clustering)>> {
     let first = args.ranking.seed;
-    if let Some(clustering) = &plan.imported {
-        return Ok(vec![(first, clustering.clone())]);
-    }
     let keys: Rows = plan.engine.keys()?;
     let seeds = first..first.saturating_add(args.ranking.seeds as u64);
     seeds

@@ -1,13 +1,15 @@
 //! What the subcommands share: the model with its engine, the clustering, the questions, the judge.
 
+use crate::bytes::human_bytes;
 use crate::cli::Context;
 use crate::cli::arguments::{ModelArgs, at_least_one};
 use crate::cli::loading::{self, Language, Located};
 use crate::error::{Error, Result};
 use crate::kernels::cpu::Cpu;
 use crate::model::chat_template::{ChatTemplate, ChatTemplateChoice};
+use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
-use crate::model::memory_plan::MemoryPlan;
+use crate::model::memory_plan::{MemoryPlan, available_bytes};
 use crate::model::prompt::PromptEncoder;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::TensorSource;
@@ -60,11 +62,48 @@ pub(super) struct Engine {
     pub texts: TokenTexts,
     pub limits: EngineLimits,
     pub memory: MemoryPlan,
+    /// Bytes beside those of the plan, see [`Besides`].
+    pub besides_bytes: usize,
+}
+
+/// What a command holds beside the decoder and its session.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Besides {
+    /// The keys in rows, for products and projections.
+    pub keys: bool,
+    /// k-means over a copy of them, with so many clusters at most; see [`ClusterChoice::made`].
+    pub clusters: Option<usize>,
+    /// A second session, in which the model judges.
+    pub judging: bool,
+}
+
+impl Besides {
+    fn bytes(self, config: &ModelConfig, session: &MemoryPlan) -> usize {
+        let (count, dim) = (config.vocab_size, config.hidden_size);
+        let keys = if self.keys { 4 * count * dim } else { 0 };
+        let clusters = self.clusters.map_or(0, |k| {
+            let k = if k == 0 { default_clusters(count) } else { k };
+            kmeans::needed_bytes(count, dim, k)
+        });
+        let judging = if self.judging {
+            session.total_bytes() - session.weights_bytes
+        } else {
+            0
+        };
+        (keys + clusters).saturating_add(judging)
+    }
 }
 
 impl Engine {
-    /// Finds the model and plans for completions of `completion_tokens` tokens, at most `batch` at once.
-    pub fn plan(args: &EngineArgs, completion_tokens: usize, batch: usize, context: &Context) -> Result<Self> {
+    /// Finds the model and plans for completions of `completion_tokens` tokens, at most `batch` at once, with `besides` held
+    /// in memory, too.
+    pub fn plan(
+        args: &EngineArgs,
+        completion_tokens: usize,
+        batch: usize,
+        besides: Besides,
+        context: &Context,
+    ) -> Result<Self> {
         args.model.check_cpu()?;
         let located = loading::locate(&args.model, true, context)?;
         let Language {
@@ -93,6 +132,8 @@ impl Engine {
             batch,
         };
         let memory = loading::plan_memory(&args.model, &located, &PolicyConfig::Dense, limits.session())?;
+        let besides_bytes = besides.bytes(&located.config, &memory);
+        check_memory(&args.model, &memory, besides_bytes)?;
         let texts = TokenTexts::new(&tokenizer, located.config.vocab_size)?;
         Ok(Self {
             weights: loading::open_weights(&args.model, &located)?,
@@ -103,7 +144,18 @@ impl Engine {
             texts,
             limits,
             memory,
+            besides_bytes,
         })
+    }
+
+    /// Refuses an instruction that leaves no room for an answer.
+    pub fn check_instruction(&self, form: Form, instruction: &str) -> Result<()> {
+        self.prompts(form).with_list(instruction, &[]).map(drop)
+    }
+
+    /// All bytes that are planned for.
+    pub fn total_bytes(&self) -> usize {
+        self.memory.total_bytes().saturating_add(self.besides_bytes)
     }
 
     pub fn load(&self, context: &Context) -> Result<Decoder<Cpu>> {
@@ -157,6 +209,25 @@ impl Engine {
     }
 }
 
+/// Refuses what does not fit beside a session that would.
+fn check_memory(args: &ModelArgs, memory: &MemoryPlan, besides: usize) -> Result<()> {
+    let needed = memory.total_bytes().saturating_add(besides);
+    match args.max_memory.or_else(available_bytes) {
+        Some(available) if available < needed => Err(Error::environment(format!(
+            "model, keys, clusters and judge need {}, but {} are available",
+            human_bytes(needed),
+            human_bytes(available)
+        ))
+        .note(format!(
+            "{} · keys, clusters and judge {}",
+            memory.parts(),
+            human_bytes(besides)
+        ))
+        .help("pass a smaller `--max-context` or `--batch`, or `--clusters FILE` instead of making some")),
+        _ => Ok(()),
+    }
+}
+
 /// The clusters of keys that a measurement refers to.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Clusters")]
@@ -189,6 +260,33 @@ impl ClusterChoice {
                     .help("pass one number; `icn-probe navigate` sweeps"),
             ),
         }
+    }
+
+    /// The most clusters that k-means will be asked for; 0: as many as the vocabulary's size suggests. `None`: none are made.
+    pub fn made(&self) -> Option<usize> {
+        let most = self.k.iter().copied().max().unwrap_or(0);
+        self.clusters.is_none().then_some(most)
+    }
+
+    /// What bears on results of it, checked against the model.
+    pub fn config(&self, engine: &Engine) -> Result<Value> {
+        let vocab_size = engine.located.config.vocab_size;
+        let mut imported = None;
+        if let Some(path) = &self.clusters {
+            let clustering = Clustering::load(path)?;
+            clustering.check(vocab_size, path)?;
+            imported = Some(clustering.hash());
+        }
+        for &k in &self.k {
+            kmeans::check_clusters(k, vocab_size)?;
+        }
+        // One number, or none, stands alone, as in runs without a sweep.
+        let k = match self.k[..] {
+            [] => Value::Null,
+            [k] => json!(k),
+            _ => json!(self.k),
+        };
+        Ok(json!({"imported": imported, "k": k, "distance": self.distance}))
     }
 
     /// Loads the clustering, or makes one of `clusters`.
@@ -311,6 +409,11 @@ impl JudgeArgs {
         }
     }
 
+    /// Whether the model is asked.
+    pub fn is_model(&self) -> bool {
+        self.judge == Some(JudgeName::Model)
+    }
+
     pub fn config(&self) -> Result<Value> {
         Ok(match self.name()? {
             JudgeName::List => json!("list"),
@@ -328,7 +431,8 @@ impl JudgeArgs {
     ) -> Result<Box<dyn Judge + 'm>> {
         Ok(match (self.name()?, &self.judge_command) {
             (JudgeName::Command, Some(line)) => {
-                Box::new(CommandJudge::start(line, Duration::from_secs_f64(self.judge_timeout))?)
+                let timeout = Duration::from_secs_f64(self.judge_timeout);
+                Box::new(CommandJudge::start(line, timeout, stopped)?)
             }
             (JudgeName::Model, _) => Box::new(ModelJudge::new(engine.completer(decoder, stopped)?, engine.encoder())?),
             _ => Box::new(ClosedList),

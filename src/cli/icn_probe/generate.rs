@@ -1,6 +1,6 @@
 //! `tokselect icn-probe generate`: sets of texts for open-ended instructions, how diverse and how valid they are.
 
-use super::engine::{Engine, EngineArgs, JudgeArgs, JudgeName};
+use super::engine::{Besides, Engine, EngineArgs, JudgeArgs, JudgeName};
 use super::navigate::unrelated;
 use super::navigation_arguments::NavigationArgs;
 use super::run::{Findings, Run, Verdicts, parsed, print_plan};
@@ -93,7 +93,14 @@ fn plan(args: &GenerateArgs, context: &Context) -> Result<Plan> {
     ];
     let methods = args.navigation.methods(&known)?;
     let batch = args.navigation.batch(&methods, args.engine.asking.batch);
-    let engine = Engine::plan(&args.engine, settings.max_new_tokens, batch, context)?;
+    let besides = Besides {
+        judging: args.judge.is_model(),
+        ..Besides::default()
+    };
+    let engine = Engine::plan(&args.engine, settings.max_new_tokens, batch, besides, context)?;
+    for task in &tasks {
+        engine.check_instruction(task.form, &task.instruction)?;
+    }
     let mut config = engine.config(&args.engine);
     let mut put = |key: &str, value: Value| drop(config.insert(key.to_owned(), value));
     put("tasks", json!(tasks));

@@ -1,6 +1,6 @@
 //! `tokselect icn-probe navigate`: many answers to list questions, by several methods.
 
-use super::engine::{ClusterChoice, Engine, EngineArgs, JudgeArgs, QuestionArgs};
+use super::engine::{Besides, ClusterChoice, Engine, EngineArgs, JudgeArgs, QuestionArgs};
 use super::navigation_arguments::NavigationArgs;
 use super::run::{Findings, Run, Verdicts, parsed, print_plan};
 use super::sweep::{self, Arm};
@@ -68,6 +68,17 @@ struct Plan {
     config: Map<String, Value>,
 }
 
+/// Whether the geometry is measured: of icn alone.
+fn measures_geometry(methods: &[Method], args: &NavigateArgs) -> bool {
+    args.navigation.geometry == Switch::On && methods.contains(&Method::Icn)
+}
+
+/// Whether the keys are looked at.
+fn needs_keys(methods: &[Method], args: &NavigateArgs) -> bool {
+    let by_method = [Method::KeyProjection, Method::ClusterPenalty];
+    measures_geometry(methods, args) || methods.iter().any(|method| by_method.contains(method))
+}
+
 fn plan(args: &NavigateArgs, context: &Context) -> Result<Plan> {
     let sizes = args.navigation.sweep()?;
     let judge = args.judge.config()?;
@@ -75,7 +86,18 @@ fn plan(args: &NavigateArgs, context: &Context) -> Result<Plan> {
     let methods = args.navigation.methods(&Method::ALL)?;
     let arms = sweep::arms(&methods, &args.clusters.k)?;
     let batch = args.navigation.batch(&methods, args.engine.asking.batch);
-    let engine = Engine::plan(&args.engine, sizes[0].max_new_tokens, batch, context)?;
+    let besides = Besides {
+        keys: needs_keys(&methods, args),
+        clusters: args
+            .clusters
+            .made()
+            .filter(|_| methods.contains(&Method::ClusterPenalty)),
+        judging: args.judge.is_model(),
+    };
+    let engine = Engine::plan(&args.engine, sizes[0].max_new_tokens, batch, besides, context)?;
+    for question in &questions.all {
+        engine.check_instruction(Form::List, &question.instruction)?;
+    }
     let mut config = engine.config(&args.engine);
     let mut put = |key: &str, value: Value| drop(config.insert(key.to_owned(), value));
     put("questions", questions.all.iter().map(|q| json!(q.id)).collect());
@@ -90,19 +112,7 @@ fn plan(args: &NavigateArgs, context: &Context) -> Result<Plan> {
     put("seeds", json!(args.navigation.seeds));
     put("judge", judge);
     if methods.contains(&Method::ClusterPenalty) {
-        let choice = &args.clusters;
-        let imported = choice.clusters.as_deref().map(Clustering::load).transpose()?;
-        let imported = imported.map(|clustering| clustering.hash());
-        // One number, or none, stands alone, as in runs without a sweep.
-        let k = match choice.k[..] {
-            [] => Value::Null,
-            [k] => json!(k),
-            _ => json!(choice.k),
-        };
-        put(
-            "clusters",
-            json!({"imported": imported, "k": k, "distance": choice.distance}),
-        );
+        put("clusters", args.clusters.config(&engine)?);
     }
     Ok(Plan {
         engine,
@@ -292,11 +302,9 @@ fn explore(plan: &Plan, args: &NavigateArgs, run: &mut Run<'_>, context: &Contex
     }
     let stopped = || context.interrupt.is_raised();
     let decoder = plan.engine.load(context)?;
-    let needs = |method: Method| plan.arms.iter().any(|arm| arm.method == method);
-    let geometry = args.navigation.geometry == Switch::On && needs(Method::Icn);
-    let keys = (geometry || needs(Method::KeyProjection) || needs(Method::ClusterPenalty))
-        .then(|| plan.engine.keys())
-        .transpose()?;
+    let methods: Vec<Method> = plan.arms.iter().map(|arm| arm.method).collect();
+    let geometry = measures_geometry(&methods, args);
+    let keys = needs_keys(&methods, args).then(|| plan.engine.keys()).transpose()?;
     let mut clusters: Vec<(&str, Clustering)> = Vec::new();
     for arm in plan.arms.iter().filter(|arm| arm.method == Method::ClusterPenalty) {
         if let Some(keys) = &keys {

@@ -1,6 +1,6 @@
 //! `tokselect icn-probe reason`: several paths of thought, and the answer that most of them give.
 
-use super::engine::{Engine, EngineArgs};
+use super::engine::{Besides, Engine, EngineArgs};
 use super::run::{Findings, Run, parsed, print_plan};
 use crate::cli::Context;
 use crate::cli::arguments::{OutputArgs, at_least_one};
@@ -130,6 +130,14 @@ fn problems(args: &ReasonArgs) -> Result<Problems> {
     Ok(problems)
 }
 
+fn reasoner(engine: &Engine, settings: PathSettings) -> Reasoner<'_> {
+    Reasoner {
+        encoder: engine.encoder(),
+        settings,
+        context_tokens: engine.limits.prompt_tokens + engine.limits.completion_tokens,
+    }
+}
+
 fn plan(args: &ReasonArgs, context: &Context) -> Result<Plan> {
     let paths = &args.paths;
     let sampling = SamplingConfig {
@@ -160,9 +168,18 @@ fn plan(args: &ReasonArgs, context: &Context) -> Result<Plan> {
             methods.push(*method);
         }
     }
+    if methods.contains(&PathMethod::Sampling) && settings.temperature == 0.0 {
+        return Err(Error::user("`--temperature 0` samples the same path again and again")
+            .help("pass a positive number such as 0.7, or leave sampling out of `--methods`"));
+    }
     let batch = args.engine.asking.batch.min(settings.paths);
     let longest = settings.path_tokens.max(settings.answer_tokens);
-    let engine = Engine::plan(&args.engine, longest, batch, context)?;
+    let engine = Engine::plan(&args.engine, longest, batch, Besides::default(), context)?;
+    let reasoner = reasoner(&engine, settings);
+    for problem in &problems.all {
+        let place = || format!("problem {} of the set", problem.id);
+        reasoner.check(problem).map_err(|error| error.note(place()))?;
+    }
     let mut config = engine.config(&args.engine);
     let mut put = |key: &str, value: Value| drop(config.insert(key.to_owned(), value));
     put("set", json!(args.problems.set_name));
@@ -206,10 +223,7 @@ fn reason(plan: &Plan, args: &ReasonArgs, run: &mut Run<'_>, context: &Context) 
     let stopped = || context.interrupt.is_raised();
     let decoder = plan.engine.load(context)?;
     let mut completer = plan.engine.completer(&decoder, &stopped)?;
-    let reasoner = Reasoner {
-        encoder: plan.engine.encoder(),
-        settings: plan.settings,
-    };
+    let reasoner = reasoner(&plan.engine, plan.settings);
     let bar = context.printer.progress(open.len() as u64, COMMAND);
     for (problem, method, seed, id) in open {
         let row = reasoner.reason(&mut completer, method, problem, seed)?;

@@ -18,6 +18,11 @@ use std::collections::HashMap;
 /// Task under which verdicts are kept.
 const VERDICTS: &str = "verdict";
 
+/// Whether a verdict is kept in `sample`. A list may be named as the verdicts are.
+fn is_verdict(sample: &Sample) -> bool {
+    sample.task == VERDICTS && sample.data.get("verdict").is_some()
+}
+
 /// What a run found, for its report.
 #[derive(Default)]
 pub(super) struct Findings {
@@ -81,7 +86,7 @@ impl<'a> Run<'a> {
     /// All samples but verdicts.
     pub fn samples(&mut self) -> Result<Vec<Sample>> {
         let mut all = self.sink().samples()?;
-        all.retain(|sample| sample.task != VERDICTS);
+        all.retain(|sample| !is_verdict(sample));
         Ok(all)
     }
 
@@ -99,6 +104,7 @@ impl<'a> Run<'a> {
             other => other.map(|()| false)?,
         };
         let count = self.samples()?.len();
+        let kept = self.sink().samples()?.len();
         let mut manifest = self.manifest;
         loading::fill_manifest(
             &mut manifest,
@@ -119,6 +125,7 @@ impl<'a> Run<'a> {
         report.aggregates = findings.aggregates;
         let mut details = findings.details;
         details.insert("memory_plan".into(), json!(engine.memory));
+        details.insert("besides_bytes".into(), json!(engine.besides_bytes));
         details.insert("timing".into(), json!(findings.timing));
         report.details = Value::Object(details);
         report.samples.count = count as u64;
@@ -138,7 +145,11 @@ impl<'a> Run<'a> {
             self.context.printer.report(&report, Format::Table)?;
         }
         if interrupted {
-            return Err(interruption(self.output.output.as_deref(), count));
+            let error = interruption(self.output.output.as_deref(), count);
+            return Err(match (self.directory, kept - count) {
+                (Some(_), verdicts @ 1..) => error.note(format!("and {verdicts} verdicts of the judge")),
+                _ => error,
+            });
         }
         Ok(Outcome::Done)
     }
@@ -155,7 +166,7 @@ impl<'m> Verdicts<'m> {
     pub fn new(judge: Box<dyn Judge + 'm>, run: &mut Run<'_>) -> Result<Self> {
         let mut known = HashMap::new();
         run.sink().for_each(&mut |sample| {
-            if sample.task == VERDICTS {
+            if is_verdict(&sample) {
                 let broken = || Error::user(format!("the verdict `{}` cannot be read", sample.id));
                 let text = |key: &str| sample.data[key].as_str().map(str::to_owned).ok_or_else(broken);
                 let verdict = serde_json::from_value(sample.data["verdict"].clone()).map_err(|_| broken())?;
@@ -194,19 +205,20 @@ pub(super) fn print_plan(
         let value = json!({
             "config": config,
             "memory_plan": engine.memory,
-            "memory_plan_total_bytes": engine.memory.total_bytes(),
+            "besides_bytes": engine.besides_bytes,
+            "memory_plan_total_bytes": engine.total_bytes(),
         });
         let text = serde_json::to_string_pretty(&value).map_err(|e| Error::bug(format!("plan as JSON: {e}")))?;
         return context.printer.line(&text);
     }
     let mut table = Table::new("plan", vec![Column::text("what"), Column::text("value")]);
-    let memory = format!(
-        "{} ({})",
-        human_bytes(engine.memory.total_bytes()),
-        engine.memory.parts()
-    );
+    let memory = format!("{} ({})", human_bytes(engine.total_bytes()), engine.memory.parts());
+    let besides = match engine.besides_bytes {
+        0 => None,
+        bytes => Some(("of it keys, clusters, judge", human_bytes(bytes))),
+    };
     let all = [("model", engine.located.files.reference.clone())].into_iter();
-    for (what, value) in all.chain(rows).chain([("memory", memory)]) {
+    for (what, value) in all.chain(rows).chain([("memory", memory)]).chain(besides) {
         table.push(vec![what.into(), value.into()])?;
     }
     context.printer.table(&table)

@@ -1,6 +1,6 @@
 //! `tokselect icn-probe speed`: the same completions three ways, with a check that they say the same.
 
-use super::engine::{Engine, EngineArgs};
+use super::engine::{Besides, Engine, EngineArgs};
 use super::run::{Findings, Run, print_plan};
 use crate::cli::Context;
 use crate::cli::arguments::{OutputArgs, at_least_one};
@@ -91,7 +91,8 @@ fn table(ways: &[Timed]) -> Result<Table> {
 pub(super) fn run(args: &SpeedArgs, context: &Context) -> Result<Outcome> {
     let work = &args.work;
     let batch = args.engine.asking.batch.min(work.completions);
-    let engine = Engine::plan(&args.engine, work.max_new_tokens, batch, context)?;
+    let engine = Engine::plan(&args.engine, work.max_new_tokens, batch, Besides::default(), context)?;
+    let prompt = engine.prompts(Form::List).with_list(&work.instruction, &[])?.ids;
     let mut config = engine.config(&args.engine);
     config.insert("instruction".into(), json!(work.instruction));
     config.insert("completions".into(), json!(work.completions));
@@ -104,7 +105,6 @@ pub(super) fn run(args: &SpeedArgs, context: &Context) -> Result<Outcome> {
     let stopped = || context.interrupt.is_raised();
     let decoder = engine.load(context)?;
     let mut completer = engine.completer(&decoder, &stopped)?;
-    let prompt = engine.prompts(Form::List).with_list(&work.instruction, &[])?.ids;
     let mut firsts = completer.texts().ranked(&completer.read(&prompt)?.logits);
     firsts.truncate(work.completions);
     let singly = work.singly.unwrap_or(firsts.len()).min(firsts.len());

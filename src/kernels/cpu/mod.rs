@@ -17,7 +17,7 @@ use super::{
     Attend, AttendRows, AttentionShape, Backend, Device, PAGE_TOKENS, PageTable, Pages, QkvPart, RopeTable, RowSource,
     ScoreArgs, ScoreDtype, Scores,
 };
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -47,15 +47,36 @@ pub fn simd_level() -> &'static str {
 /// Elements below which a loop is not worth a parallel task.
 const SERIAL: usize = 1 << 14;
 
+/// Some rows of [`for_rows`]. A dispatched closure is called out of line, in code for any machine; this is part of the code for
+/// the vectors of this one, and so is `body`, which it calls at one place.
+struct Block<'a, F> {
+    first: usize,
+    width: usize,
+    out: &'a mut [f32],
+    body: &'a F,
+}
+
+impl<F: Fn(usize, &mut [f32])> WithSimd for Block<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (i, row) in self.out.chunks_exact_mut(self.width).enumerate() {
+            (self.body)(self.first + i, row);
+        }
+    }
+}
+
 /// Runs `body(row index, row of out)` over rows, in parallel where there is enough work.
 fn for_rows(out: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
     let arch = Arch::new();
-    // One call site of `body`, so that it is inlined into the dispatched closure and compiled for its instructions.
+    let body = &body;
     let block = |first: usize, out: &mut [f32]| {
-        arch.dispatch(|| {
-            for (i, row) in out.chunks_exact_mut(width).enumerate() {
-                body(first + i, row);
-            }
+        arch.dispatch(Block {
+            first,
+            width,
+            out,
+            body,
         });
     };
     let rows = if out.len() <= SERIAL {

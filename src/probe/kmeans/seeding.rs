@@ -6,7 +6,7 @@
 //! candidate's distance to the centres since then only. So centres are drawn a batch at a time, and one product of all keys
 //! with the batch brings D^2 up to date.
 
-use super::Steps;
+use super::{KMeansConfig, Steps, Watch, interrupted};
 use crate::error::Result;
 use crate::probe::key_space::Rows;
 use crate::random::stream_rng;
@@ -60,11 +60,12 @@ fn race(weights: &[f32], rng: &mut ChaCha8Rng) -> usize {
 pub(super) fn plus_plus(
     keys: &mut dyn Steps,
     rows: &Rows,
-    clusters: usize,
-    seed: u64,
+    config: &KMeansConfig,
     restart: usize,
+    watch: &mut Watch<'_>,
 ) -> Result<Vec<usize>> {
-    let mut rng = stream_rng(seed, &format!("kmeans/{restart}"));
+    let clusters = config.clusters;
+    let mut rng = stream_rng(config.seed, &format!("kmeans/{restart}"));
     let count = rows.count();
     // u32, because usize would draw other numbers on other machines.
     let mut chosen = vec![rng.random_range(0..count as u32) as usize];
@@ -80,6 +81,9 @@ pub(super) fn plus_plus(
         }
         if chosen.len() == clusters {
             return Ok(chosen);
+        }
+        if !watch(0, nearest.iter().map(|&d| f64::from(d)).sum()) {
+            return Err(interrupted());
         }
         pending.clear();
         if nearest.iter().all(|&d| d <= 0.0) {
@@ -116,12 +120,41 @@ pub(super) fn plus_plus(
 mod tests {
     use super::*;
     use crate::kernels::cpu::Cpu;
-    use crate::probe::kmeans::{Place, squared_norms};
+    use crate::probe::kmeans::{Distance, Place, squared_norms};
+
+    fn config(clusters: usize, seed: u64) -> KMeansConfig {
+        KMeansConfig {
+            clusters,
+            distance: Distance::Euclidean,
+            max_iterations: 1,
+            tolerance: 0.0,
+            restarts: 1,
+            seed,
+        }
+    }
 
     fn drawn(rows: &Rows, clusters: usize, seed: u64) -> Vec<usize> {
         let norms = squared_norms(&rows.data, rows.dim);
         let mut keys = Cpu.hold(rows, &norms, clusters).expect("room");
-        plus_plus(keys.as_mut(), rows, clusters, seed, 0).expect("draws")
+        plus_plus(keys.as_mut(), rows, &config(clusters, seed), 0, &mut |_, _| true).expect("draws")
+    }
+
+    #[test]
+    fn drawing_can_be_stopped() {
+        let rows = Rows {
+            data: (0..200u8).map(f32::from).collect(),
+            dim: 1,
+        };
+        let norms = squared_norms(&rows.data, rows.dim);
+        let mut keys = Cpu.hold(&rows, &norms, 100).expect("room");
+        let mut asked = 0;
+        let stopped = plus_plus(keys.as_mut(), &rows, &config(100, 0), 0, &mut |iteration, _| {
+            asked += 1;
+            assert_eq!(iteration, 0);
+            asked < 3
+        });
+        assert_eq!(stopped.expect_err("stopped").exit_code(), 130);
+        assert_eq!(asked, 3);
     }
 
     #[test]
