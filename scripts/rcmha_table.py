@@ -17,7 +17,7 @@ import sys
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "results/rcmha"
 RUNS = ["shakespeare-128", "shakespeare-512", "wikitext-2-128", "wikitext-2-512"]
 PAPER = ["paper-h200/rcmha", "paper-h200/rmha"]
-SPEED = ["speed-cpu-1-thread.json", "speed-h200-small.json", "speed-h200-large.json"]
+SPEED = ["speed-cpu-2-threads.json", "speed-h200-small.json", "speed-h200-large.json"]
 
 
 def rows(path):
