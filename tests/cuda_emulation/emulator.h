@@ -66,8 +66,11 @@ DEVICE u32 __float_as_uint(float x) { return same_bits<u32>(x); }
 DEVICE float __int_as_float(int x) { return same_bits<float>(x); }
 DEVICE float __uint_as_float(u32 x) { return same_bits<float>(x); }
 DEVICE int __popc(u32 x) { return __builtin_popcount(x); }
+DEVICE int __ffs(int x) { return __builtin_ffs(x); }
 DEVICE int __clz(int x) { return x ? __builtin_clz(x) : 32; }
-DEVICE float fast_exp(float x) { return exp2f(x * 1.4426950408889634f); }
+constexpr float LOG2_E = 1.4426950408889634f;
+DEVICE float fast_exp2(float x) { return exp2f(x); }
+DEVICE float fast_exp(float x) { return fast_exp2(x * LOG2_E); }
 
 // ---- threads ---------------------------------------------------------------------------------------------------------
 
@@ -145,14 +148,15 @@ struct Fiber {
     Warp* warp;
     u64 warp_rounds = 0, block_rounds = 0, votes_seen[2] = {0, 0};
     bool done = false;
-    // What it waits for: a count to be reached, or a phase of an mbarrier to end.
+    // What it waits for: a count to be reached, a phase of an mbarrier to end, or a number not to be negative.
     const u64* count = nullptr;
     u64 target = 0;
     const Mbarrier* barrier = nullptr;
     u32 parity = 0;
+    const int* number = nullptr;
     std::vector<std::vector<Copy16>> copies = {{}};   // cp.async: groups, the last one open
 
-    bool blocked() const { return (count && *count < target) || (barrier && barrier->phase == parity); }
+    bool blocked() const { return (count && *count < target) || (barrier && barrier->phase == parity) || (number && *number < 0); }
 };
 
 // A copy of the copy engine on its way.
@@ -332,6 +336,10 @@ DEVICE u32 __ballot_sync(u32, bool x) {
     for (int i = 0; i < emulator::WARP; i++) all |= meeting.brought[i][0] << i;
     return all;
 }
+DEVICE int __reduce_add_sync(u32, int x) {
+    for (int d = 16; d > 0; d >>= 1) x += __shfl_xor_sync(FULL_MASK, x, d);
+    return x;
+}
 DEVICE float warp_sum(float x) {
     for (int d = 16; d > 0; d >>= 1) x += __shfl_xor_sync(FULL_MASK, x, d);
     return x;
@@ -383,6 +391,17 @@ DEVICE float2 unpack2(u32 pair) { return {to_float(pair & 0xffff), to_float(pair
 
 template <class T> DEVICE T __ldg(const T* p) { return *emulator::aligned(p); }
 template <class T> DEVICE T load_l2(const T* p) { return *emulator::aligned(p); }
+DEVICE void publish(int* p, int x) { *p = x; }
+DEVICE int await_number(const int* p) {
+    emulator::running->number = emulator::aligned(p);
+    while (*p < 0) emulator::pause();
+    emulator::running->number = nullptr;
+    return *p;
+}
+DEVICE int4 await_numbers(const int4* p) {
+    const int* x = (const int*)emulator::aligned(p);
+    return {await_number(x), await_number(x + 1), await_number(x + 2), await_number(x + 3)};
+}
 DEVICE void prefetch_l2(const void*) {}
 DEVICE u64 once_policy() { return 0; }
 DEVICE uint4 load_once(const void* p, u64) { return *emulator::aligned((const uint4*)p); }

@@ -5,7 +5,7 @@ struct List {
     int length, n_init, n_selected, tail;
 };
 
-// Without branches, so that several are looked up at once.
+// Without branches, so that several are looked up at once. Negative where nobody has published it yet.
 DEVICE int token_of(const StepArgs& a, const List& list, int j) {
     int i = j - list.n_init, chosen = load_l2(a.selected + max(0, min(i, list.n_selected - 1)));
     return i < 0 ? j : i < list.n_selected ? chosen : list.tail + (i - list.n_selected);
@@ -29,8 +29,9 @@ DEVICE int at_piece(int row, int piece) { return row * D + (piece ^ (row & ROW_S
 DEVICE int at_element(int row, int d) { return at_piece(row, d / 8) + d % 8; }
 
 // Rows [first, first + count) of the packed list on their way into shared memory, all but the current token's. Values are
-// zero from there to a whole tile, since they are multiplied by weights of zero.
-DEVICE void load_rows(const StepArgs& a, u8* region, const List& list, int kv, int first, int count) {
+// zero from there to a whole tile, since they are multiplied by weights of zero. Without `wait`, for a list that may be given
+// up: others may already unpublish it.
+DEVICE void load_rows(const StepArgs& a, u8* region, const List& list, int kv, int first, int count, bool wait) {
     elem* k = (elem*)(region + IN_K);
     elem* v = (elem*)(region + IN_V);
     int filled = (count + TILE - 1) / TILE * TILE;
@@ -43,6 +44,7 @@ DEVICE void load_rows(const StepArgs& a, u8* region, const List& list, int kv, i
     for (int n = 0; n < PASSES; n++) {
         int row = (n * THREADS + threadIdx.x) / PV_PIECES, piece = (n * THREADS + threadIdx.x) % PV_PIECES;
         if (row < count) {
+            if (token[n] < 0) token[n] = wait ? await_number(a.selected + first + row - list.n_init) : 0;
             i64 at = ((i64)token[n] * KV_HEADS + kv) * D + piece * 8;
             cp_async_16(k + at_piece(row, piece), a.keys + at);
             cp_async_16(v + at_piece(row, piece), a.values + at);
@@ -349,16 +351,18 @@ DEVICE void clear_sums(Sums& sums, u8* region) {
 // ---- attention -------------------------------------------------------------------------------------------------------
 
 // What attend starts with, for this block's first share of the list: the keys and values, once the list is known, ..
-DEVICE void start_rows(const StepArgs& a, u8* shared, const List& list) {
+DEVICE void start_rows(const StepArgs& a, u8* shared, const List& list, bool wait) {
     Share s = share_of(a, list, blockIdx.x);
-    if (s.kv < KV_HEADS && s.begin < s.end) load_rows(a, shared + AT_REGION, list, s.kv, s.begin, min(ATTEND_ROWS, s.end - s.begin));
+    if (s.kv < KV_HEADS && s.begin < s.end) load_rows(a, shared + AT_REGION, list, s.kv, s.begin, min(ATTEND_ROWS, s.end - s.begin), wait);
 }
 // .. and the query and what rotates the keys, once its length is.
-DEVICE void start_queries(const StepArgs& a, u8* shared, const List& list, Factors& factors) {
+DEVICE void start_queries(const StepArgs& a, u8* shared, const List& list) {
     Share s = share_of(a, list, blockIdx.x);
-    if (s.kv >= KV_HEADS) return;
-    if (s.begin < s.end) load_factors(factors, a, s.begin, s.end);
-    load_queries(a, shared + AT_REGION, s.kv, list.length - 1);
+    if (s.kv < KV_HEADS) load_queries(a, shared + AT_REGION, s.kv, list.length - 1);
+}
+DEVICE void start_factors(const StepArgs& a, const List& list, Factors& factors) {
+    Share s = share_of(a, list, blockIdx.x);
+    if (s.kv < KV_HEADS && s.begin < s.end) load_factors(factors, a, s.begin, s.end);
 }
 
 // The heads of KV head `kv` from the partial results of all its splits: split `split` takes heads split, split + splits, ..
@@ -436,7 +440,7 @@ DEVICE void attend(const StepArgs& a, u8* shared, const Scratch& scratch, const 
         if (pair != blockIdx.x) {
             __syncthreads();
             if (begin < end) {
-                load_rows(a, region, list, kv, begin, min(ATTEND_ROWS, end - begin));
+                load_rows(a, region, list, kv, begin, min(ATTEND_ROWS, end - begin), true);
                 load_factors(factors, a, begin, end);
             }
             load_queries(a, region, kv, list.length - 1);
@@ -449,7 +453,7 @@ DEVICE void attend(const StepArgs& a, u8* shared, const Scratch& scratch, const 
             int count = min(ATTEND_ROWS, end - from);
             if (from > begin) {
                 __syncthreads();
-                load_rows(a, region, list, kv, from, count);
+                load_rows(a, region, list, kv, from, count, true);
                 load_current(a, region, list, kv, from, count);
                 load_factors(factors, a, from, end);
             }

@@ -7,6 +7,16 @@ DEVICE void clear_histograms(const Scratch& scratch) {
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < LEVELS * BINS; i += gridDim.x * THREADS) scratch.histograms[i] = 0;
 }
 
+// Before a barrier after which blocks publish.
+DEVICE void unpublish(const StepArgs& a, const Scratch& scratch) {
+    constexpr int NONE = -1;
+    int* record = scratch.counts + blockIdx.x * RECORD;
+    int* list = scratch.list + (i64)blockIdx.x * LIST_CAP;
+    if (threadIdx.x < RECORD) record[threadIdx.x] = NONE;
+    for (int i = threadIdx.x * 4; i < LIST_CAP; i += THREADS * 4) *(int4*)(list + i) = make_int4(NONE, NONE, NONE, NONE);
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < a.top_k; i += gridDim.x * THREADS) a.selected[i] = NONE;
+}
+
 // After a barrier that all blocks pass with their decision made.
 DEVICE void remember(const StepArgs& a, int local_start) {
     if (blockIdx.x != 0) return;
@@ -51,8 +61,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) token_select_step(StepA
     Factors factors;
     Slice slice = slice_of(a, shared + AT_REGION, a.n_init, local_start);
     if (started) {
-        start_rows(a, shared, list);
-        start_queries(a, shared, list, factors);
+        start_rows(a, shared, list, false);
+        start_queries(a, shared, list);
+        start_factors(a, list, factors);
     } else {
         start_scores(a, shared, slice);
     }
@@ -67,22 +78,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) token_select_step(StepA
             }
             GridBarrier all = grid_barrier_of(scratch, blocks);
             clear_histograms(scratch);
-            float error = score(a, shared, slice, scratch);
-#if FAST_SCORES
-            error = rounding_error(a, shared, error);
-#endif
+            unpublish(a, scratch);
+            score(a, shared, slice, scratch);
             announce(all);
             prefetch_fixed_rows(a, local_start, stored);
             await_all(all);
             remember(a, local_start);
-            Class edge = vote(a, shared, slice, scratch, all, error);
-            select(a, shared, slice, scratch, all, edge);
+            Class edge = vote(a, shared, slice, scratch, all);
             list = {a.n_init + a.top_k + stored - local_start, a.n_init, a.top_k, local_start};
-            announce(all);
+            // Votes are still where rows come, and may be where queries come.
+            bool room = slice.exact <= shared + AT_REGION + IN_Q;
+            select(a, shared, slice, scratch, edge, [&] { if (room) start_queries(a, shared, list); });
+            __syncthreads();
+            start_rows(a, shared, list, true);
+            if (!room) start_queries(a, shared, list);
             factors = Factors();   // loaded anew: none to keep until here
-            start_queries(a, shared, list, factors);
-            await_all(all);
-            start_rows(a, shared, list);
+            start_factors(a, list, factors);
         }
         // Nobody else looks at these in this launch.
         if (blockIdx.x == 0 && threadIdx.x == 0) {

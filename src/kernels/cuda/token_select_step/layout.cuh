@@ -38,8 +38,8 @@
 // A miss, one line per barrier of the grid:
 //     query and cosine; scores of the block's own run of tokens, their maxima and sums of exponentials
 //     fold of the statistics; votes of all tokens (few), or bounds of the votes of 16 tokens (many); histogram
-//     where votes are not exact yet: those that may decide, from the 16-bit keys; histogram
-//     the class at the threshold; what is in it to a list
+//     where votes are not exact yet: those that may decide, from the 16-bit keys; histogram, unless they are few
+//     the class at the threshold, or those few; what is in it to a list
 //     the threshold inside the list; own part of the selection
 //     attention by (KV head, part of the list), whose partial results the blocks of a head fold once all have arrived
 // Few means `stored_scores`: their scores stay in shared memory and L2. Scores of more would go to memory and back (112 bytes
@@ -70,6 +70,11 @@
 constexpr int D = HEAD_DIM;
 constexpr int HALF = D / 2;
 constexpr int HEADS = GROUP * KV_HEADS;
+#ifdef KEYS8
+constexpr int STATISTICS = HEADS + 1;        // of a block: one of every head, and how far scores are off
+#else
+constexpr int STATISTICS = HEADS;
+#endif
 constexpr int BINS = 2048;
 constexpr int BINS_PER_THREAD = BINS / THREADS;
 constexpr int TILE = 16;                     // tokens of one matrix product
@@ -131,6 +136,23 @@ DEVICE float2 load_l2(const float2* p) {
 DEVICE u64 load_l2(const u64* p) {
     u64 v;
     asm volatile("ld.global.cg.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+    return v;
+}
+// Numbers for other blocks and from them. Each is its own flag, there once it is not negative, so that neither side waits for
+// more than the number itself.
+DEVICE void publish(int* p, int v) { asm volatile("st.relaxed.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(v) : "memory"); }
+DEVICE int await_number(const int* p) {
+    int v;
+    do {
+        asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    } while (v < 0);
+    return v;
+}
+DEVICE int4 await_numbers(const int4* p) {
+    int4 v;
+    do {
+        asm volatile("ld.relaxed.gpu.global.v4.s32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+    } while ((v.x | v.y | v.z | v.w) < 0);
     return v;
 }
 // The line of 128 bytes at `p` into L2.
@@ -204,14 +226,15 @@ DEVICE int opaque(int x) {
 constexpr int RECORD = 16, INLINE_KEYS = RECORD - 2;
 constexpr int LEVELS = 5;   // histograms: one for votes that are not exact, four that narrow 31 bits down
 
-// Scratch: [barrier, arrivals per KV head, histograms, counts per block, statistics, partial results, lists].
+// Scratch: [barrier, arrivals per KV head, histograms, counts per block, lists, statistics, partial results].
 struct Scratch {
     u64* barrier;
     u64* arrivals;      // [KV_HEADS], each only grows
     u32* histograms;    // [LEVELS][BINS]
+    // Numbers that are published:
     int* counts;        // [blocks][RECORD]: above the threshold class, inside it, the first keys inside it
-    int* list;          // [blocks][LIST_CAP]: the votes inside it
-    float2* statistics; // [HEADS][blocks]: maximum, sum of exponentials
+    int* list;          // [blocks][LIST_CAP]: the further keys
+    float2* statistics; // [STATISTICS][blocks]: maximum, sum of exponentials; error of the scores, 0
     float2* partial_ml; // [KV_HEADS][splits][GROUP]
     float* partial_o;   // [KV_HEADS][splits][GROUP][D]
 };
@@ -227,14 +250,14 @@ DEVICE Scratch scratch_of(u8* p, int blocks) {
     p += LEVELS * BINS * 4;   // a multiple of 128, as records want
     s.counts = (int*)p;
     p += (i64)blocks * RECORD * 4;
+    s.list = (int*)p;         // a multiple of 16, as what clears it wants
+    p += (i64)blocks * LIST_CAP * 4;
     s.statistics = (float2*)p;
-    p += (i64)blocks * HEADS * 8;
+    p += (i64)blocks * STATISTICS * 8;
     int pairs = KV_HEADS * splits_of(blocks);
     s.partial_ml = (float2*)p;
     p += (i64)pairs * GROUP * 8;
     s.partial_o = (float*)p;
-    p += (i64)pairs * GROUP * D * 4;
-    s.list = (int*)p;
     return s;
 }
 
@@ -317,11 +340,11 @@ constexpr int QUERY_BYTES = AT_PARTS + HEADS * D * 2 + HEADS * 4;
 constexpr int QUERY_BYTES = AT_PARTS;
 #endif
 constexpr int AT_REDUCE = 0;                                         // u32 [64]
-constexpr int AT_FOLD = 256;                                         // float2 [HEADS]
-constexpr int AT_HISTOGRAM = align16(AT_FOLD + HEADS * 8);           // u32 [BINS]; before that statistics of the warps
+constexpr int AT_FOLD = 256;                                         // float2 [STATISTICS]
+constexpr int AT_HISTOGRAM = align16(AT_FOLD + STATISTICS * 8);           // u32 [BINS]; before that statistics of the warps
 constexpr int AT_LIST = align16(AT_HISTOGRAM + larger(larger(BINS, EXACT_UNITS * TILE * KV_HEADS) * 4, larger(WARPS, KV_HEADS) * GROUP * 8));
-constexpr int AT_PREFIX = AT_LIST + LIST_CAP * 4;                     // int [THREADS + 1]
-constexpr int AT_QUERY = align16(AT_PREFIX + THREADS * 4 + 16);
+constexpr int AT_SUMS = AT_LIST + LIST_CAP * 4;                       // int [THREADS]
+constexpr int AT_QUERY = align16(AT_SUMS + THREADS * 4);
 constexpr int AT_BARRIERS = align16(AT_QUERY + QUERY_BYTES);           // u64 [2][TILE_LANES][SLOTS]: full, empty
 constexpr int AT_REGION = align128(AT_BARRIERS + 16 * TILE_LANES * SLOTS);   // votes and scores, or the attention's
 
@@ -348,7 +371,7 @@ constexpr int PER_PAIR = GROUP * 8 + GROUP * D * 4;
 extern "C" __device__ int token_select_sizes[5] = {
     SHARED_LEAST,
     128 + align128(8 * KV_HEADS) + LEVELS * BINS * 4 + KV_HEADS * PER_PAIR,
-    RECORD * 4 + HEADS * 8 + PER_PAIR + LIST_CAP * 4,
+    RECORD * 4 + STATISTICS * 8 + PER_PAIR + LIST_CAP * 4,
     USED_RING > 0,
     FAST_SCORES,
 };

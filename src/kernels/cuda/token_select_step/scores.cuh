@@ -167,9 +167,20 @@ DEVICE void start_scores(const StepArgs& a, u8* shared, const Slice& s) {
 #endif
 }
 
+#ifdef KEYS8
+// How far the logarithm of a share is off where keys are rounded to 8 bits, in the mean, for the largest scale of a key and the
+// longest query of a head: scale / sqrt(12) times the query's norm. From the largest of every warp, lengths squared.
+DEVICE float rounding_error(const StepArgs& a, const float* scales, const float* lengths) {
+    float scale = 0.0f, length = 0.0f;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) scale = fmaxf(scale, scales[w]), length = fmaxf(length, lengths[w]);
+    return fminf(0.29f * sqrtf(length) * fabsf(a.score_scale) * scale, 0.25f);
+}
+#endif
+
 // Scores of the block's slice into its tiles, or their maxima over every tile; statistics per score row to scratch: maximum and sum
-// of exponentials. For KEYS8 returns this thread's largest scale of a key.
-DEVICE float score(const StepArgs& a, u8* shared, const Slice& s, const Scratch& scratch) {
+// of exponentials; for KEYS8 how far scores are off.
+DEVICE void score(const StepArgs& a, u8* shared, const Slice& s, const Scratch& scratch) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float2* statistics = (float2*)(shared + AT_HISTOGRAM);   // [TILE_LANES][HEADS]
     float largest_scale = 0.0f;
@@ -390,7 +401,16 @@ DEVICE float score(const StepArgs& a, u8* shared, const Slice& s, const Scratch&
         }
 #endif
     }
+#ifdef KEYS8
+    float* reduce = (float*)(shared + AT_REDUCE);
+    largest_scale = warp_max(largest_scale);
+    if (lane == 0) reduce[warp] = largest_scale;
+#endif
     __syncthreads();
+#ifdef KEYS8
+    if (threadIdx.x == THREADS - 1)
+        scratch.statistics[(i64)HEADS * gridDim.x + blockIdx.x] = make_float2(rounding_error(a, reduce, reduce + 3 * WARPS), 0.0f);
+#endif
     for (int row = threadIdx.x; row < HEADS; row += THREADS) {
         float most = LOWEST, sum = 0.0f;
         if (s.count > 0)
@@ -402,18 +422,17 @@ DEVICE float score(const StepArgs& a, u8* shared, const Slice& s, const Scratch&
             }
         scratch.statistics[(i64)row * gridDim.x + blockIdx.x] = make_float2(most, sum);
     }
-    return largest_scale;
 }
 
 // ---- votes -------------------------------------------------------------------------------------------------------------
 
-// Statistics of all blocks: maximum and 1 / sum of every score row, to shared memory. Every wait for the L2 costs more than the
+// Statistics of all blocks: maximum and 1 / sum of every score row, and the largest error, to shared memory. Every wait for the L2 costs more than the
 // arithmetic: all loads of a row before the first use.
 DEVICE void fold_statistics(u8* shared, const Scratch& scratch) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, blocks = gridDim.x;
     float2* fold = (float2*)(shared + AT_FOLD);
 #pragma unroll 2
-    for (int row = warp; row < HEADS; row += WARPS) {
+    for (int row = warp; row < STATISTICS; row += WARPS) {
         float most = LOWEST, sum = 0.0f;
         for (int from = 0; from < blocks; from += 32 * FOLD) {
             float2 x[FOLD];

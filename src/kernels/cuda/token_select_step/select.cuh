@@ -7,21 +7,21 @@ struct Scale {
 constexpr int HIGHEST = 133 << 23;                                              // 2^6
 constexpr Scale ALL_VOTES = {HIGHEST - (BINS << 19), 19}, USUAL_VOTES = {HIGHEST - (BINS << 18), 18};   // from 2^-122; from 2^-58
 constexpr int IN = 0x7f800000, OUT = -1;                  // keys of votes that are known to be in, or out
-constexpr int RANKED = 256;                               // keys that are put in order by comparison
 
-// The keys from `low` to `high`, `count` of them; `need` of these are in, and all above.
+// The keys from `low` to `high`, `count` of them; `need` of these are in, and all above. With UNCOUNTED all keys but IN and OUT,
+// whose number the list tells; then `low` and `high` are where the threshold is looked for first.
 struct Class {
     int low, high, need, count;
 };
+constexpr int UNCOUNTED = -1;
 
 DEVICE void clear_histogram(u32* histogram) {
     for (int i = threadIdx.x; i < BINS; i += THREADS) histogram[i] = 0;
 }
 
 // First histogram: over all keys.
-DEVICE void count_first(u32* histogram, const Scale& scale, int key) {
-    atomicAdd(histogram + (max(0, min(key - scale.lowest, (BINS << scale.shift) - 1)) >> scale.shift), 1u);
-}
+DEVICE int first_bin(const Scale& scale, int key) { return max(0, min(key - scale.lowest, (BINS << scale.shift) - 1)) >> scale.shift; }
+DEVICE void count_first(u32* histogram, const Scale& scale, int key) { atomicAdd(histogram + first_bin(scale, key), 1u); }
 
 // Later ones: over a class, in equal parts.
 DEVICE int shift_of(const Class& c) { return max(0, 21 - __clz(c.high - c.low)); }
@@ -62,20 +62,16 @@ DEVICE Bin find_bin(const u32 (&mine)[BINS_PER_THREAD], int need, u32* reduce) {
     __syncthreads();
     return {(int)reduce[32], (int)reduce[33], (int)reduce[34]};
 }
-// The same in a histogram in shared memory, or in one that all blocks have added to.
-DEVICE Bin find_own_bin(const u32* histogram, int need, u32* reduce) {
-    u32 mine[BINS_PER_THREAD];
-#pragma unroll
-    for (int i = 0; i < BINS_PER_THREAD; i++) mine[i] = histogram[BINS - 1 - ((int)threadIdx.x * BINS_PER_THREAD + i)];
-    return find_bin(mine, need, reduce);
-}
-DEVICE Bin find_common_bin(const u32* histogram, u32* common, GridBarrier& all, int need, u32* reduce) {
+// The same in a histogram that all blocks have added to, which takes the place of the block's own.
+DEVICE Bin find_common_bin(u32* histogram, u32* common, GridBarrier& all, int need, u32* reduce) {
     for (int i = threadIdx.x; i < BINS; i += THREADS)
         if (histogram[i]) atomicAdd(common + i, histogram[i]);
     wait_for_all(all);
     u32 mine[BINS_PER_THREAD];
 #pragma unroll
     for (int i = 0; i < BINS_PER_THREAD; i++) mine[i] = (u32)load_l2((const int*)common + BINS - 1 - ((int)threadIdx.x * BINS_PER_THREAD + i));
+#pragma unroll
+    for (int i = 0; i < BINS_PER_THREAD; i++) histogram[BINS - 1 - ((int)threadIdx.x * BINS_PER_THREAD + i)] = mine[i];
     return find_bin(mine, need, reduce);
 }
 DEVICE Class class_of_first(const Scale& scale, const Bin& b, int need) {
@@ -124,6 +120,52 @@ DEVICE void count_runs(const Slice& s, u32* reduce, Above above, Inside inside, 
     __syncthreads();
 }
 
+// ---- what blocks tell each other of a class ----------------------------------------------------------------------------
+
+// Sums over the block, to all threads. Sums that follow each other take turns 0 and 1, so that one barrier serves.
+template <int N>
+DEVICE void sum_over_block(int (&x)[N], u8* shared, int turn) {
+    static_assert(2 * N * WARPS <= THREADS, "no room");
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int* room = (int*)(shared + AT_SUMS) + turn * (THREADS / 2);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        x[i] = __reduce_add_sync(FULL_MASK, x[i]);
+        if (lane == 0) room[i * WARPS + warp] = x[i];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] = __reduce_add_sync(FULL_MASK, lane < WARPS ? room[i * WARPS + lane] : 0);
+}
+
+// Key number `i` of the block's, in any order: plus one, since zero stands for none.
+DEVICE void publish_key(const Scratch& scratch, int i, int key) {
+    int* record = scratch.counts + blockIdx.x * RECORD;
+    if (i < LIST_CAP) publish((i < INLINE_KEYS ? record + 2 : scratch.list + (i64)blockIdx.x * LIST_CAP) + i, key + 1);
+}
+// How many are above the class and inside; `keys` of the latter are published one by one.
+DEVICE void publish_counts(const Scratch& scratch, int above, int inside, int keys) {
+    int* record = scratch.counts + blockIdx.x * RECORD;
+    if (threadIdx.x < 2) publish(record + threadIdx.x, threadIdx.x ? inside : above);
+    if (threadIdx.x < INLINE_KEYS && (int)threadIdx.x >= keys) publish(record + 2 + threadIdx.x, 0);
+}
+
+DEVICE void publish_class(u8* shared, const Slice& s, const Scratch& scratch, const Class& c, bool with_keys) {
+    int* found = (int*)(shared + AT_REDUCE) + 40;
+    if (threadIdx.x == 0) *found = 0;
+    __syncthreads();
+    int above[1] = {0};
+    for (int i = threadIdx.x; i < s.count; i += THREADS) {
+        int key = s.votes[i];
+        above[0] += key > c.high;
+        if (key < c.low || key > c.high) continue;
+        int at = atomicAdd(found, 1);
+        if (with_keys) publish_key(scratch, at, key);
+    }
+    sum_over_block(above, shared, 1);
+    publish_counts(scratch, above[0], *found, with_keys ? *found : 0);
+}
+
 // ---- votes that are not exact yet --------------------------------------------------------------------------------------
 
 #if FAST_SCORES
@@ -157,48 +199,48 @@ DEVICE void votes_of_tiles(const StepArgs& a, u8* shared, const Slice& s, float 
     });
 }
 
-// Votes from rounded keys: those above `c` by more than they may be off are in, those below it are out, others are computed.
-DEVICE void votes_near(const StepArgs& a, u8* shared, const Slice& s, const Class& c, float margin) {
+// Keys of votes that may be in class `c` if they are off by the share `margin`.
+struct Near {
+    int low, high;
+};
+DEVICE Near near_class(const Class& c, float margin) {
+    return {__float_as_int(__int_as_float(c.low) * (1.0f - margin)),
+            __float_as_int(fminf(__int_as_float(min(c.high, IN - 1)), 1e30f) * (1.0f + margin))};
+}
+
+// Votes from rounded keys: those above `near` are in, those below it are out, others are computed. With `tell`, what the other
+// blocks need to know is published at once.
+DEVICE void votes_near(const StepArgs& a, u8* shared, const Slice& s, const Scratch& scratch, const Near& near, bool tell) {
     const int* list = (const int*)(shared + AT_LIST);
-    int low = __float_as_int(__int_as_float(c.low) * (1.0f - margin));
-    int high = __float_as_int(fminf(__int_as_float(min(c.high, IN - 1)), 1e30f) * (1.0f + margin));
+    int above[1] = {0}, before = 0;   // before: of earlier turns
     for_wanted(shared, s.count, [&](int i) {
         int key = s.votes[i];
-        bool near = key >= low && key <= high;
-        if (!near) s.votes[i] = key > high ? IN : OUT;
-        return near;
+        bool wanted = key >= near.low && key <= near.high;
+        if (!wanted) above[0] += key > near.high, s.votes[i] = key > near.high ? IN : OUT;
+        return wanted;
     }, [&](int count) {
         exact_votes(a, shared, s, (count + TILE - 1) / TILE, [&](int unit, int row) { return s.lo + list[min(unit * TILE + row, count - 1)]; },
             [&](int unit, int row, float vote) {
-                if (unit * TILE + row < count) s.votes[list[unit * TILE + row]] = key_of(vote);
+                int at = unit * TILE + row, key = key_of(vote);
+                if (at >= count) return;
+                s.votes[list[at]] = key;
+                if (tell) publish_key(scratch, before + at, key);
             });
+        before += count;
     });
+    if (!tell) return;
+    sum_over_block(above, shared, 1);
+    publish_counts(scratch, above[0], before, before);
 }
 
-// How far the logarithm of a share is off where keys are rounded to 8 bits, in the mean, for the longest query of a head and the largest
-// scale of this block's keys: scale / sqrt(12) times the query's norm.
-DEVICE float rounding_error(const StepArgs& a, u8* shared, float largest_scale) {
-#ifdef KEYS8
-    float* reduce = (float*)(shared + AT_REDUCE);
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    largest_scale = warp_max(largest_scale);
-    __syncthreads();
-    if (lane == 0) reduce[warp] = largest_scale;
-    __syncthreads();
-    float longest = 0.0f;
-    for (int w = 0; w < WARPS; w++) largest_scale = fmaxf(largest_scale, reduce[w]), longest = fmaxf(longest, reduce[3 * WARPS + w]);
-    __syncthreads();
-    return fminf(0.29f * sqrtf(longest) * fabsf(a.score_scale) * largest_scale, 0.25f);
-#else
-    return 0.0f;
-#endif
-}
+// Votes are looked at again that are off by so many mean errors.
+constexpr float MARGIN = 1.25f;
 #endif
 
 // ---- selection ---------------------------------------------------------------------------------------------------------
 
 // Keys of the slice, and the class of keys at which the top_k-th highest of all blocks is.
-DEVICE Class vote(const StepArgs& a, u8* shared, const Slice& s, const Scratch& scratch, GridBarrier& all, float error) {
+DEVICE Class vote(const StepArgs& a, u8* shared, const Slice& s, const Scratch& scratch, GridBarrier& all) {
     u32* reduce = (u32*)(shared + AT_REDUCE);
     u32* histogram = (u32*)(shared + AT_HISTOGRAM);
     const float2* fold = (const float2*)(shared + AT_FOLD);
@@ -211,13 +253,23 @@ DEVICE Class vote(const StepArgs& a, u8* shared, const Slice& s, const Scratch& 
 #if FAST_SCORES
     if (s.bounds || KEY_BYTES == 1) {
         scale = ALL_VOTES;
+        float error = KEY_BYTES == 1 ? fold[STATISTICS - 1].x : 0.0f;
         if (s.bounds) bounds_of_maxima(s, fold, fast_exp(2.0f * error), count);
         else votes_of_scores(s, fold, count);
         __syncthreads();
         Class rough = class_of_first(scale, find_common_bin(histogram, common, all, a.top_k, reduce), a.top_k);
         // Bounds and votes add up in other orders: more than they differ by is left below the least.
-        if (s.bounds) votes_of_tiles(a, shared, s, __int_as_float(rough.low) * 0.9999f);
-        else votes_near(a, shared, s, rough, 1.25f * error);
+        if (s.bounds) {
+            votes_of_tiles(a, shared, s, __int_as_float(rough.low) * 0.9999f);
+        } else {
+            Near near = near_class(rough, MARGIN * error);
+            int most = 0;
+            for (int bin = first_bin(scale, near.low); bin <= first_bin(scale, near.high); bin++) most += (int)histogram[bin];
+            // Few enough to do without a second histogram, which all blocks know.
+            bool few = most <= LIST_CAP;
+            votes_near(a, shared, s, scratch, near, few);
+            if (few) return {rough.low, rough.high, UNCOUNTED, UNCOUNTED};
+        }
         common += BINS;
         // The threshold is not far above: finer bins, from an octave below.
         scale = {max(0, rough.low - (1 << 23)), 17};
@@ -249,135 +301,112 @@ struct Cut {
     int limit, wanted;
 };
 
-// The cut through a class whose keys are in the shared list in order of position.
-DEVICE Cut cut_of_list(u8* shared, Class c) {
-    u32* reduce = (u32*)(shared + AT_REDUCE);
-    u32* histogram = (u32*)(shared + AT_HISTOGRAM);
-    const int* list = (const int*)(shared + AT_LIST);
-    int keys = c.count;
-    while (c.count > RANKED && c.count != c.need && c.low < c.high) {
-        clear_histogram(histogram);
-        __syncthreads();
-        for (int i = threadIdx.x; i < keys; i += THREADS) count_inside(histogram, c, list[i]);
-        __syncthreads();
-        c = class_inside(c, find_own_bin(histogram, c.need, reduce));
+// The cut through a class of which `from(key)` are `key` or higher: by bisection, as a count costs less than an order. With
+// UNCOUNTED first where the threshold is probable.
+template <class From>
+DEVICE Cut cut_of_class(const Class& c, bool uncounted, From from) {
+    int low = uncounted ? 0 : c.low, high = uncounted ? IN - 1 : c.high, guesses = uncounted ? 2 : 0;
+    while (low < high) {
+        int middle = (int)((u32)low + ((u32)(high - low) + 1) / 2);
+        if (guesses > 0) middle = max(low + 1, min(high, guesses-- == 2 ? c.low : c.high));
+        int n = from(middle);
+        if (n == c.need) return {middle - 1, 0};
+        if (n > c.need) low = middle;
+        else high = middle - 1;
     }
-    if (c.count == c.need) return {c.low - 1, 0};
-    if (c.low == c.high) return {c.low, c.need};
-    // Few: every thread ranks one by comparison with all, equal ones by position.
-    auto rank = [&](auto member) {
-        if ((int)threadIdx.x < c.count) {
-            int2 own = member(threadIdx.x);
-            int above = 0, same = 0;
-#pragma unroll 8
-            for (int i = 0; i < c.count; i++) {
-                int2 other = member(i);
-                above += other.x > own.x;
-                same += other.x == own.x && other.y <= own.y;
-            }
-            if (above + same == c.need) reduce[41] = (u32)own.x, reduce[42] = (u32)same;
-        }
-        __syncthreads();
-        return Cut{(int)reduce[41], (int)reduce[42]};
-    };
-    if (c.count == keys) return rank([&](int i) { return make_int2(list[i], i); });
-    int2* members = (int2*)histogram;
-    if (threadIdx.x == 0) reduce[40] = 0;
-    __syncthreads();
-    for (int i = threadIdx.x; i < keys; i += THREADS)
-        if (list[i] >= c.low && list[i] <= c.high) members[atomicAdd(reduce + 40, 1u)] = make_int2(list[i], i);
-    __syncthreads();
-    return rank([&](int i) { return members[i]; });
+    return {low, c.need - from(low + 1)};
 }
 
-// The top_k highest keys to `selected`, ascending in position: there once all blocks have met again.
-DEVICE void select(const StepArgs& a, u8* shared, const Slice& s, const Scratch& scratch, GridBarrier& grid, const Class& c) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, blocks = gridDim.x;
+// The block's part of the top_k highest keys to `selected`, ascending in position: published one by one. Does `meanwhile` where
+// it would wait for others.
+template <class Meanwhile>
+DEVICE void select(const StepArgs& a, u8* shared, const Slice& s, const Scratch& scratch, Class c, Meanwhile meanwhile) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, blocks = gridDim.x, own = blockIdx.x;
     u32* reduce = (u32*)(shared + AT_REDUCE);
-    int* list = (int*)(shared + AT_LIST);
-    int* inside_before = (int*)(shared + AT_PREFIX);    // [blocks + 1]
-    bool whole = c.count == c.need;                      // all of the class are in
-    bool ordered = !whole && c.low < c.high;             // the list decides; else equal votes, and position does
-    int2 before, all;
-    count_runs(s, reduce, [&](int key) { return key > c.high; }, [&](int key) { return key >= c.low && key <= c.high; }, before, all);
-    int* record = scratch.counts + blockIdx.x * RECORD;
-    if (threadIdx.x == 0) *(int2*)record = all;
-    if (ordered && all.y > 0) {
-        Run run = run_of(s);
-        int rank = before.y;
-        for (int i = run.first; i < run.last; i += 32) {
-            bool valid = i + lane < run.last;
-            int key = valid ? s.votes[i + lane] : OUT;
-            bool inside = valid && key >= c.low && key <= c.high;
-            u32 those = __ballot_sync(FULL_MASK, inside);
-            int at = rank + __popc(those & ((1u << lane) - 1));
-            if (inside && at < LIST_CAP) (at < INLINE_KEYS ? record + 2 : scratch.list + (i64)blockIdx.x * LIST_CAP)[at] = key;
-            rank += __popc(those);
-        }
-    }
-    wait_for_all(grid);
+    bool uncounted = c.count == UNCOUNTED;
+    bool with_keys = uncounted || (c.low < c.high && c.count != c.need);   // else all of the class are in, or position decides
+    if (!uncounted) publish_class(shared, s, scratch, c, with_keys);
+    meanwhile();
 
-    // Counts of the blocks before each block. The list is then the classes of all blocks in order of position.
-    int4 part[RECORD / 4];
+    // Records of all blocks, by pieces of which each thread keeps its own.
+    constexpr int PIECES = RECORD / 4;
+    int pieces = blocks * PIECES;
+    int4 piece[PIECES];
 #pragma unroll
-    for (int i = 0; i < RECORD / 4; i++) {
-        part[i] = make_int4(0, 0, 0, 0);
-        if ((int)threadIdx.x < blocks) part[i] = load_l2((const int4*)scratch.counts + threadIdx.x * (RECORD / 4) + i);
+    for (int n = 0; n < PIECES; n++) {
+        int at = n * THREADS + threadIdx.x;
+        piece[n] = make_int4(0, 0, 0, 0);
+        if (at < pieces) piece[n] = load_l2((const int4*)scratch.counts + at);
     }
-    int2 n = make_int2(part[0].x, part[0].y);
-    int2 sum = n;
+    int sums[5] = {0, 0, 0, 0, 0};   // above, inside; those of earlier blocks; blocks with further keys
 #pragma unroll
-    for (int d = 1; d < 32; d <<= 1) {
-        int x = __shfl_up_sync(FULL_MASK, sum.x, d), y = __shfl_up_sync(FULL_MASK, sum.y, d);
-        if (lane >= d) sum.x += x, sum.y += y;
-    }
-    if (lane == 31) reduce[warp] = (u32)sum.x, reduce[32 + warp] = (u32)sum.y;
-    __syncthreads();
-    int2 prior = make_int2(sum.x - n.x, sum.y - n.y);
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-        int x = (int)reduce[w], y = (int)reduce[32 + w];
-        if (w < warp) prior.x += x, prior.y += y;
-    }
-    if ((int)threadIdx.x < blocks) inside_before[threadIdx.x] = prior.y;
-    if ((int)threadIdx.x == blocks - 1) inside_before[blocks] = prior.y + n.y;
-    if (threadIdx.x == blockIdx.x) reduce[48] = (u32)prior.x;
-    if (ordered) {
-#pragma unroll
-        for (int i = 0; i < INLINE_KEYS; i++) {
-            int4 quad = part[(i + 2) / 4];
-            int key = i % 4 == 0 ? quad.z : i % 4 == 1 ? quad.w : i % 4 == 2 ? quad.x : quad.y;
-            if (i < n.y && prior.y + i < LIST_CAP) list[prior.y + i] = key;
+    for (int n = 0; n < PIECES; n++) {
+        int at = n * THREADS + threadIdx.x;
+        int4& p = piece[n];
+        if (at < pieces && (p.x | p.y | p.z | p.w) < 0) p = await_numbers((const int4*)scratch.counts + at);
+        if (at < pieces && at % PIECES == 0) {
+            bool earlier = at / PIECES < own;
+            sums[0] += p.x, sums[1] += p.y, sums[2] += earlier ? p.x : 0, sums[3] += earlier ? p.y : 0, sums[4] += p.y > INLINE_KEYS;
+            p.x = p.y = 0;
         }
+        p.x--, p.y--, p.z--, p.w--;   // no key becomes OUT
     }
-    __syncthreads();
-    int above_before = (int)reduce[48], own_before = inside_before[blockIdx.x];
-    Cut cut = {c.low - 1, 0};
-    int offset, take = 0;   // place of the block's first; how many equal to the limit it takes
-    if (whole) {
-        offset = above_before + own_before;
-    } else if (!ordered) {
+    sum_over_block(sums, shared, 0);
+    int above_before = sums[2], inside_before = sums[3];
+    if (uncounted) c.count = sums[1], c.need = a.top_k - sums[0];
+
+    Cut cut = {uncounted ? OUT : c.low - 1, 0};
+    int offset = above_before + inside_before, take = 0;   // place of the block's first; how many equal to the limit it takes
+    if (c.count != c.need && !with_keys) {
         cut.limit = c.low;
-        take = max(0, c.need - own_before);
-        offset = above_before + min(c.need, own_before);
-    } else {
-        for (int b = warp; b < blocks; b += WARPS) {
-            int n = inside_before[b + 1] - inside_before[b];
-            for (int i = INLINE_KEYS + lane; i < n; i += 32) list[inside_before[b] + i] = load_l2(scratch.list + (i64)b * LIST_CAP + i);
+        take = max(0, c.need - inside_before);
+        offset = above_before + min(c.need, inside_before);
+    } else if (c.count != c.need) {
+        // Keys that a record has no room for, to the shared list.
+        constexpr int FURTHER = (LIST_CAP + THREADS - 1) / THREADS;
+        int further[FURTHER], count = 0;
+        auto each_further = [&](int end, auto use) {
+            for (int b = warp; b < end; b += WARPS) {
+                int n = load_l2(scratch.counts + b * RECORD + 1);
+                for (int i = INLINE_KEYS + lane; i < n; i += 32) use(await_number(scratch.list + (i64)b * LIST_CAP + i) - 1);
+            }
+        };
+        if (sums[4] > 0) {
+            int* list = (int*)(shared + AT_LIST);
+            int* found = (int*)reduce + 40;
+            if (threadIdx.x == 0) *found = 0;
+            __syncthreads();
+            each_further(blocks, [&](int key) { list[atomicAdd(found, 1)] = key; });
+            __syncthreads();
+            count = *found;
+#pragma unroll
+            for (int i = 0; i < FURTHER; i++) further[i] = (int)threadIdx.x + i * THREADS < count ? list[threadIdx.x + i * THREADS] : OUT;
         }
-        __syncthreads();
-        cut = cut_of_list(shared, c);
-        int above = 0, equal = 0;
-        for (int i = 0; i < own_before; i += THREADS) {
-            int at = i + threadIdx.x;
-            int key = at < own_before ? list[at] : OUT;
-            above += __syncthreads_count(at < own_before && key > cut.limit);
-            equal += __syncthreads_count(at < own_before && key == cut.limit);
-        }
-        take = max(0, cut.wanted - equal);
-        offset = above_before + above + min(cut.wanted, equal);
+        int turn = 1;
+        cut = cut_of_class(c, uncounted, [&](int key) {
+            int n[1] = {0};
+#pragma unroll
+            for (int i = 0; i < PIECES; i++)
+                if (i * THREADS < pieces) n[0] += (piece[i].x >= key) + (piece[i].y >= key) + (piece[i].z >= key) + (piece[i].w >= key);
+#pragma unroll
+            for (int i = 0; i < FURTHER; i++)
+                if (i * THREADS < count) n[0] += further[i] >= key;
+            sum_over_block(n, shared, turn);
+            turn ^= 1;
+            return n[0];
+        });
+        int before[2] = {0, 0};   // of earlier blocks: above the limit, equal to it
+        auto compare = [&](int key) { before[0] += key > cut.limit, before[1] += key == cut.limit; };
+#pragma unroll
+        for (int n = 0; n < PIECES; n++)
+            if ((n * THREADS + (int)threadIdx.x) / PIECES < own) compare(piece[n].x), compare(piece[n].y), compare(piece[n].z), compare(piece[n].w);
+        if (sums[4] > 0) each_further(own, compare);
+        sum_over_block(before, shared, turn);
+        take = max(0, cut.wanted - before[1]);
+        offset = above_before + before[0] + min(cut.wanted, before[1]);
     }
 
+    int2 before, all;
     count_runs(s, reduce, [&](int key) { return key > cut.limit; }, [&](int key) { return key == cut.limit; }, before, all);
     if (all.x > 0 || (all.y > 0 && take > 0)) {
         Run run = run_of(s);
@@ -389,8 +418,8 @@ DEVICE void select(const StepArgs& a, u8* shared, const Slice& s, const Scratch&
             int rank = before.x + __popc(above & lower), same = before.y + __popc(equal & lower);
             if (valid && (key > cut.limit || (key == cut.limit && same < take))) {
                 int token = s.lo + i + lane;
-                a.selected[offset + rank + min(same, take)] = token;
-                // Whoever attends to it reads it after the next barrier.
+                publish(a.selected + offset + rank + min(same, take), token);
+                // Whoever attends to it reads it next.
 #pragma unroll 4
                 for (int line = 0; line < KV_HEADS * D * 2; line += 128) {
                     prefetch_l2((const u8*)(a.keys + (i64)token * KV_HEADS * D) + line);
