@@ -44,6 +44,7 @@ DEVICE void prefetch_fixed_rows(const StepArgs& a, int local_start, int stored) 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) token_select_step(StepArgs a) {
     extern __shared__ __align__(128) u8 shared[];
     wait_for_previous_kernel();
+    Unrotated query = start_selection_query(a);
     int blocks = gridDim.x;
     Scratch scratch = scratch_of(a.scratch, blocks);
     int stored = *a.stored, valid = a.state[VALID], cached_start = a.state[LOCAL_START];
@@ -68,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) token_select_step(StepA
         start_scores(a, shared, slice);
     }
     if (!dense) {
-        float cosine = selection_query(a, shared, compare);
+        float cosine = selection_query(a, shared, compare, query);
         bool hit = compare && cosine >= a.threshold;
         if (!hit) {
             if (started) {

@@ -4,17 +4,24 @@
 struct Four {
     float4 x, y;
 };
-DEVICE Four rotated4(uint2 low, uint2 high, float4 c, float4 s) {
-    float2 x0 = unpack2(low.x), x1 = unpack2(low.y), y0 = unpack2(high.x), y1 = unpack2(high.y);
+// What they are made of.
+struct Unrotated {
+    uint2 low, high;
+    float4 c, s;
+};
+// Of head row `row` at position `position`, d a multiple of 4.
+DEVICE Unrotated unrotated_at(const StepArgs& a, const elem* row, int d, int position) {
+    i64 at = (i64)position * HALF + d;
+    return {*(const uint2*)(row + d), *(const uint2*)(row + d + HALF), __ldg((const float4*)(a.cos_table + at)),
+            __ldg((const float4*)(a.sin_table + at))};
+}
+DEVICE Four rotated(const Unrotated& u) {
+    float2 x0 = unpack2(u.low.x), x1 = unpack2(u.low.y), y0 = unpack2(u.high.x), y1 = unpack2(u.high.y);
+    const float4 &c = u.c, &s = u.s;
     return {make_float4(x0.x * c.x - y0.x * s.x, x0.y * c.y - y0.y * s.y, x1.x * c.z - y1.x * s.z, x1.y * c.w - y1.y * s.w),
             make_float4(y0.x * c.x + x0.x * s.x, y0.y * c.y + x0.y * s.y, y1.x * c.z + x1.x * s.z, y1.y * c.w + x1.y * s.w)};
 }
-// Of head row `row` rotated at position `position`, d a multiple of 4.
-DEVICE Four rotated_at(const StepArgs& a, const elem* row, int d, int position) {
-    i64 at = (i64)position * HALF + d;
-    return rotated4(*(const uint2*)(row + d), *(const uint2*)(row + d + HALF), __ldg((const float4*)(a.cos_table + at)),
-                    __ldg((const float4*)(a.sin_table + at)));
-}
+DEVICE Four rotated_at(const StepArgs& a, const elem* row, int d, int position) { return rotated(unrotated_at(a, row, d, position)); }
 DEVICE float dot4(float4 a, float4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
 
 #ifdef KEYS8
@@ -32,9 +39,15 @@ DEVICE void in_two_parts(float4 x, float inverse, u32& high, u32& low) {
 #endif
 
 // The query of every head rotated at position n_local, into shared memory as elements (and in two 8-bit parts); returns its
-// cosine with the query of the last miss if `compare`. All blocks compute the same bits, so all decide alike.
-DEVICE float selection_query(const StepArgs& a, u8* shared, bool compare) {
-    constexpr int LANES = HALF / 4;   // threads of one head
+// cosine with the query of the last miss if `compare`. All blocks compute the same bits, so all decide alike. Its first part is asked
+// for ahead of the keys, behind which it would wait.
+constexpr int QUERY_LANES = HALF / 4;   // threads of one head
+DEVICE Unrotated start_selection_query(const StepArgs& a) {
+    int h = min((int)threadIdx.x / QUERY_LANES, HEADS - 1);
+    return unrotated_at(a, a.qkv + h * D, threadIdx.x % QUERY_LANES * 4, a.n_local);
+}
+DEVICE float selection_query(const StepArgs& a, u8* shared, bool compare, const Unrotated& started) {
+    constexpr int LANES = QUERY_LANES;
     float dot = 0.0f, own = 0.0f, other = 0.0f, longest = 0.0f;
     for (int first = 0; first < HEADS * LANES; first += THREADS) {
         int i = first + threadIdx.x, h = min(i / LANES, HEADS - 1), d = i % LANES * 4;
@@ -44,7 +57,7 @@ DEVICE float selection_query(const StepArgs& a, u8* shared, bool compare) {
             x = *(const float4*)(a.cache_query + h * D + d);
             y = *(const float4*)(a.cache_query + h * D + d + HALF);
         }
-        Four q = rotated_at(a, a.qkv + h * D, d, a.n_local);
+        Four q = rotated(first == 0 ? started : unrotated_at(a, a.qkv + h * D, d, a.n_local));
         float square = dot4(q.x, q.x) + dot4(q.y, q.y);
         dot += dot4(q.x, x) + dot4(q.y, y);
         own += mine ? square : 0.0f;
