@@ -75,7 +75,7 @@ constexpr int STATISTICS = HEADS + 1;        // of a block: one of every head, a
 #else
 constexpr int STATISTICS = HEADS;
 #endif
-constexpr int BINS = 2048;
+constexpr int BINS = 1024;
 constexpr int BINS_PER_THREAD = BINS / THREADS;
 constexpr int TILE = 16;                     // tokens of one matrix product
 constexpr int COLUMNS = (GROUP + 7) / 8;     // tiles of 8 heads
@@ -327,7 +327,7 @@ constexpr int USED_RING = 0;
 // Votes are made exact 16 tokens of one KV head at a time, twice buffered, by as many warps as there is room for; so many
 // tokens' shares of all KV heads are kept until they are added up, in the place of a histogram.
 constexpr int EXACT_STEP = TILE * D * 2;
-constexpr int EXACT_UNITS = larger(1, BINS / (TILE * KV_HEADS));
+constexpr int EXACT_UNITS = larger(1, 2048 / (TILE * KV_HEADS));
 constexpr int EXACT_LEAST = FAST_SCORES ? 8 * EXACT_STEP : 0;
 
 // The selection query: elements, rows apart so that eight heads are read without conflicts; then for KEYS8 high and low parts

@@ -1,11 +1,8 @@
 // ---- classes of votes --------------------------------------------------------------------------------------------------
 
-// First histograms have bins of equal ratio; votes below the lowest edge share one, and so do those above the highest.
-struct Scale {
-    int lowest, shift;   // key of the lowest edge; a bin is 2^(shift - 23) of an octave
-};
-constexpr int HIGHEST = 133 << 23;                                              // 2^6
-constexpr Scale ALL_VOTES = {HIGHEST - (BINS << 19), 19}, USUAL_VOTES = {HIGHEST - (BINS << 18), 18};   // from 2^-122; from 2^-58
+// First histograms have eight bins an octave, from 2^-122 to 2^6; votes below share the lowest one, those above the highest. Few
+// bins, as each that a block has votes in is an addition that all blocks wait for.
+constexpr int VOTE_SHIFT = 20, LOWEST_VOTE = (133 << 23) - (BINS << VOTE_SHIFT);
 constexpr int IN = 0x7f800000, OUT = -1;                  // keys of votes that are known to be in, or out
 
 // The keys from `low` to `high`, `count` of them; `need` of these are in, and all above. With UNCOUNTED all keys but IN and OUT,
@@ -20,11 +17,11 @@ DEVICE void clear_histogram(u32* histogram) {
 }
 
 // First histogram: over all keys.
-DEVICE int first_bin(const Scale& scale, int key) { return max(0, min(key - scale.lowest, (BINS << scale.shift) - 1)) >> scale.shift; }
-DEVICE void count_first(u32* histogram, const Scale& scale, int key) { atomicAdd(histogram + first_bin(scale, key), 1u); }
+DEVICE int first_bin(int key) { return max(0, min(key - LOWEST_VOTE, (BINS << VOTE_SHIFT) - 1)) >> VOTE_SHIFT; }
+DEVICE void count_first(u32* histogram, int key) { atomicAdd(histogram + first_bin(key), 1u); }
 
 // Later ones: over a class, in equal parts.
-DEVICE int shift_of(const Class& c) { return max(0, 21 - __clz(c.high - c.low)); }
+DEVICE int shift_of(const Class& c) { return max(0, 22 - __clz(c.high - c.low)); }
 DEVICE void count_inside(u32* histogram, const Class& c, int key) {
     if (key >= c.low && key <= c.high) atomicAdd(histogram + ((key - c.low) >> shift_of(c)), 1u);
 }
@@ -74,9 +71,9 @@ DEVICE Bin find_common_bin(u32* histogram, u32* common, GridBarrier& all, int ne
     for (int i = 0; i < BINS_PER_THREAD; i++) histogram[BINS - 1 - ((int)threadIdx.x * BINS_PER_THREAD + i)] = mine[i];
     return find_bin(mine, need, reduce);
 }
-DEVICE Class class_of_first(const Scale& scale, const Bin& b, int need) {
-    int low = scale.lowest + (b.bin << scale.shift);
-    return {b.bin == 0 ? 0 : low, b.bin == BINS - 1 ? 0x7fffffff : low + ((1 << scale.shift) - 1), need - b.above, b.count};
+DEVICE Class class_of_first(const Bin& b, int need) {
+    int low = LOWEST_VOTE + (b.bin << VOTE_SHIFT);
+    return {b.bin == 0 ? 0 : low, b.bin == BINS - 1 ? 0x7fffffff : low + ((1 << VOTE_SHIFT) - 1), need - b.above, b.count};
 }
 DEVICE Class class_inside(const Class& c, const Bin& b) {
     int shift = shift_of(c), low = c.low + (b.bin << shift);
@@ -245,34 +242,30 @@ DEVICE Class vote(const StepArgs& a, u8* shared, const Slice& s, const Scratch& 
     u32* histogram = (u32*)(shared + AT_HISTOGRAM);
     const float2* fold = (const float2*)(shared + AT_FOLD);
     u32* common = scratch.histograms;
-    Scale scale = USUAL_VOTES;
-    auto count = [&](int key) { count_first(histogram, scale, key); };
+    auto count = [&](int key) { count_first(histogram, key); };
 
     clear_histogram(histogram);
     fold_statistics(shared, scratch);
 #if FAST_SCORES
     if (s.bounds || KEY_BYTES == 1) {
-        scale = ALL_VOTES;
         float error = KEY_BYTES == 1 ? fold[STATISTICS - 1].x : 0.0f;
         if (s.bounds) bounds_of_maxima(s, fold, fast_exp(2.0f * error), count);
         else votes_of_scores(s, fold, count);
         __syncthreads();
-        Class rough = class_of_first(scale, find_common_bin(histogram, common, all, a.top_k, reduce), a.top_k);
+        Class rough = class_of_first(find_common_bin(histogram, common, all, a.top_k, reduce), a.top_k);
         // Bounds and votes add up in other orders: more than they differ by is left below the least.
         if (s.bounds) {
             votes_of_tiles(a, shared, s, __int_as_float(rough.low) * 0.9999f);
         } else {
             Near near = near_class(rough, MARGIN * error);
             int most = 0;
-            for (int bin = first_bin(scale, near.low); bin <= first_bin(scale, near.high); bin++) most += (int)histogram[bin];
+            for (int bin = first_bin(near.low); bin <= first_bin(near.high); bin++) most += (int)histogram[bin];
             // Few enough to do without a second histogram, which all blocks know.
             bool few = most <= LIST_CAP;
             votes_near(a, shared, s, scratch, near, few);
             if (few) return {rough.low, rough.high, UNCOUNTED, UNCOUNTED};
         }
         common += BINS;
-        // The threshold is not far above: finer bins, from an octave below.
-        scale = {max(0, rough.low - (1 << 23)), 17};
         clear_histogram(histogram);
         __syncthreads();
         for (int i = threadIdx.x; i < s.count; i += THREADS)
@@ -284,7 +277,7 @@ DEVICE Class vote(const StepArgs& a, u8* shared, const Slice& s, const Scratch& 
     votes_of_scores(s, fold, count);
 #endif
     __syncthreads();
-    Class c = class_of_first(scale, find_common_bin(histogram, common, all, a.top_k, reduce), a.top_k);
+    Class c = class_of_first(find_common_bin(histogram, common, all, a.top_k, reduce), a.top_k);
     while (c.count > LIST_CAP && c.count != c.need && c.low < c.high) {
         common += BINS;
         clear_histogram(histogram);
@@ -326,7 +319,11 @@ DEVICE void select(const StepArgs& a, u8* shared, const Slice& s, const Scratch&
     bool uncounted = c.count == UNCOUNTED;
     bool with_keys = uncounted || (c.low < c.high && c.count != c.need);   // else all of the class are in, or position decides
     if (!uncounted) publish_class(shared, s, scratch, c, with_keys);
+    int* list = (int*)(shared + AT_LIST);
+    int* listed = (int*)reduce + 41;
+    if (threadIdx.x == 0) *listed = 0;
     meanwhile();
+    __syncthreads();
 
     // Records of all blocks, by pieces of which each thread keeps its own.
     constexpr int PIECES = RECORD / 4;
@@ -350,6 +347,18 @@ DEVICE void select(const StepArgs& a, u8* shared, const Slice& s, const Scratch&
             p.x = p.y = 0;
         }
         p.x--, p.y--, p.z--, p.w--;   // no key becomes OUT
+        if (!with_keys || n * THREADS >= pieces) continue;
+        // Keys to the list, in any order.
+        u32 x = __ballot_sync(FULL_MASK, p.x >= 0), y = __ballot_sync(FULL_MASK, p.y >= 0), z = __ballot_sync(FULL_MASK, p.z >= 0),
+            w = __ballot_sync(FULL_MASK, p.w >= 0), lower = (1u << lane) - 1;
+        int place = 0;
+        if (lane == 0) place = atomicAdd(listed, __popc(x) + __popc(y) + __popc(z) + __popc(w));
+        place = __shfl_sync(FULL_MASK, place, 0);
+        auto put = [&](int key, u32 those) {
+            if (key >= 0) list[place + __popc(those & lower)] = key;
+            place += __popc(those);
+        };
+        put(p.x, x), put(p.y, y), put(p.z, z), put(p.w, w);
     }
     sum_over_block(sums, shared, 0);
     int above_before = sums[2], inside_before = sums[3];
@@ -362,9 +371,7 @@ DEVICE void select(const StepArgs& a, u8* shared, const Slice& s, const Scratch&
         take = max(0, c.need - inside_before);
         offset = above_before + min(c.need, inside_before);
     } else if (c.count != c.need) {
-        // Keys that a record has no room for, to the shared list.
-        constexpr int FURTHER = (LIST_CAP + THREADS - 1) / THREADS;
-        int further[FURTHER], count = 0;
+        // Keys that a record has no room for.
         auto each_further = [&](int end, auto use) {
             for (int b = warp; b < end; b += WARPS) {
                 int n = load_l2(scratch.counts + b * RECORD + 1);
@@ -372,28 +379,19 @@ DEVICE void select(const StepArgs& a, u8* shared, const Slice& s, const Scratch&
             }
         };
         if (sums[4] > 0) {
-            int* list = (int*)(shared + AT_LIST);
-            int* found = (int*)reduce + 40;
-            if (threadIdx.x == 0) *found = 0;
+            each_further(blocks, [&](int key) { list[atomicAdd(listed, 1)] = key; });
             __syncthreads();
-            each_further(blocks, [&](int key) { list[atomicAdd(found, 1)] = key; });
-            __syncthreads();
-            count = *found;
-#pragma unroll
-            for (int i = 0; i < FURTHER; i++) further[i] = (int)threadIdx.x + i * THREADS < count ? list[threadIdx.x + i * THREADS] : OUT;
         }
-        int turn = 1;
+        constexpr int OWN = (LIST_CAP + THREADS - 1) / THREADS;
+        int keys[OWN], count = *listed;
+#pragma unroll
+        for (int i = 0; i < OWN; i++) keys[i] = (int)threadIdx.x + i * THREADS < count ? list[threadIdx.x + i * THREADS] : OUT;
         cut = cut_of_class(c, uncounted, [&](int key) {
-            int n[1] = {0};
+            int n = 0;
 #pragma unroll
-            for (int i = 0; i < PIECES; i++)
-                if (i * THREADS < pieces) n[0] += (piece[i].x >= key) + (piece[i].y >= key) + (piece[i].z >= key) + (piece[i].w >= key);
-#pragma unroll
-            for (int i = 0; i < FURTHER; i++)
-                if (i * THREADS < count) n[0] += further[i] >= key;
-            sum_over_block(n, shared, turn);
-            turn ^= 1;
-            return n[0];
+            for (int i = 0; i < OWN; i++)
+                if (i * THREADS < count) n += __syncthreads_count(keys[i] >= key);
+            return n;
         });
         int before[2] = {0, 0};   // of earlier blocks: above the limit, equal to it
         auto compare = [&](int key) { before[0] += key > cut.limit, before[1] += key == cut.limit; };
@@ -401,7 +399,7 @@ DEVICE void select(const StepArgs& a, u8* shared, const Slice& s, const Scratch&
         for (int n = 0; n < PIECES; n++)
             if ((n * THREADS + (int)threadIdx.x) / PIECES < own) compare(piece[n].x), compare(piece[n].y), compare(piece[n].z), compare(piece[n].w);
         if (sums[4] > 0) each_further(own, compare);
-        sum_over_block(before, shared, turn);
+        sum_over_block(before, shared, 1);
         take = max(0, cut.wanted - before[1]);
         offset = above_before + before[0] + min(cut.wanted, before[1]);
     }
