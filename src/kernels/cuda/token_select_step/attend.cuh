@@ -27,6 +27,10 @@ DEVICE Share share_of(const StepArgs& a, const List& list, int pair) {
 constexpr int ROW_SWIZZLE = PV_PIECES % 8 == 0 ? 7 : PV_PIECES % 4 == 0 ? 3 : 0;
 DEVICE int at_piece(int row, int piece) { return row * D + (piece ^ (row & ROW_SWIZZLE)) * 8; }
 DEVICE int at_element(int row, int d) { return at_piece(row, d / 8) + d % 8; }
+// Of keys, of which four rows are read by halves of two pieces.
+constexpr int KEY_SWIZZLE = PV_PIECES % 8 == 0 ? 3 : PV_PIECES % 4 == 0 ? 1 : 0;
+DEVICE int at_key_piece(int row, int piece) { return row * D + (piece ^ (row & KEY_SWIZZLE) * 2) * 8; }
+DEVICE int at_key_element(int row, int d) { return at_key_piece(row, d / 8) + d % 8; }
 
 // Rows [first, first + count) of the packed list on their way into shared memory, all but the current token's. Values are
 // zero from there to a whole tile, since they are multiplied by weights of zero. Without `wait`, for a list that may be given
@@ -46,7 +50,7 @@ DEVICE void load_rows(const StepArgs& a, u8* region, const List& list, int kv, i
         if (row < count) {
             if (token[n] < 0) token[n] = wait ? await_number(a.selected + first + row - list.n_init) : 0;
             i64 at = ((i64)token[n] * KV_HEADS + kv) * D + piece * 8;
-            cp_async_16(k + at_piece(row, piece), a.keys + at);
+            cp_async_16(k + at_key_piece(row, piece), a.keys + at);
             cp_async_16(v + at_piece(row, piece), a.values + at);
         } else if (row < filled) {
             *(uint4*)(v + at_piece(row, piece)) = make_uint4(0, 0, 0, 0);
@@ -63,7 +67,7 @@ DEVICE void load_current(const StepArgs& a, u8* region, const List& list, int kv
     __syncthreads();
     const elem* from = a.qkv + (HEADS + kv) * D;
     for (int i = threadIdx.x; i < D; i += THREADS) {
-        ((elem*)(region + IN_K))[at_element(row, i)] = from[i];
+        ((elem*)(region + IN_K))[at_key_element(row, i)] = from[i];
         ((elem*)(region + IN_V))[at_element(row, i)] = from[KV_HEADS * D + i];
     }
 }
@@ -74,23 +78,22 @@ DEVICE void load_current(const StepArgs& a, u8* region, const List& list, int kv
 constexpr int ROW_TILES = ATTEND_ROWS / TILE;
 constexpr int OWN_STEPS = (LOW_STEPS + PARTS - 1) / PARTS;   // steps of 16 dimensions of a warp, and their partners
 
-// What rotates this lane's elements of its tile of rows: cosines and sines, [step][row g, row g + 8][2t, 2t + 8].
+// What rotates this lane's elements of its tile of rows: cosines and sines, [step][row g, row g + 8], of four dimensions from 4t on. Any
+// order of the summed index serves if keys and query share it: a lane's four are its two pairs of a product.
 struct Factors {
-    float2 c[OWN_STEPS][2][2], s[OWN_STEPS][2][2];
+    float4 c[OWN_STEPS][2], s[OWN_STEPS][2];
 };
 DEVICE void load_factors(Factors& f, const StepArgs& a, int from, int end) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile = warp / PARTS, part = warp % PARTS;
 #pragma unroll
     for (int i = 0; i < OWN_STEPS; i++)
 #pragma unroll
-        for (int half = 0; half < 2; half++)
-#pragma unroll
-            for (int x = 0; x < 2; x++) {
-                int row = min(from + tile * TILE + half * 8 + lane / 4, end - 1);
-                i64 at = (i64)row * HALF + min(part + i * PARTS, LOW_STEPS - 1) * 16 + x * 8 + lane % 4 * 2;
-                f.c[i][half][x] = __ldg((const float2*)(a.cos_table + at));
-                f.s[i][half][x] = __ldg((const float2*)(a.sin_table + at));
-            }
+        for (int half = 0; half < 2; half++) {
+            int row = min(from + tile * TILE + half * 8 + lane / 4, end - 1);
+            i64 at = (i64)row * HALF + min(part + i * PARTS, LOW_STEPS - 1) * 16 + lane % 4 * 4;
+            f.c[i][half] = __ldg((const float4*)(a.cos_table + at));
+            f.s[i][half] = __ldg((const float4*)(a.sin_table + at));
+        }
 }
 
 // Two numbers as elements, and what these leave of them: the products of high and low parts are exact to 2^-16.
@@ -113,8 +116,8 @@ DEVICE void load_queries(const StepArgs& a, u8* region, int kv, int position) {
             uint2 high, low;
             in_high_and_low(parts[n].x * f, parts[n].y * f, high.x, low.x);
             in_high_and_low(parts[n].z * f, parts[n].w * f, high.y, low.y);
-            *(uint2*)(q + h * QUERY_ROW + d + n * HALF) = high;
-            *(uint2*)(q + (PADDED_HEADS + h) * QUERY_ROW + d + n * HALF) = low;
+            *(uint2*)(q + h * ROTATED_ROW + d + n * HALF) = high;
+            *(uint2*)(q + (PADDED_HEADS + h) * ROTATED_ROW + d + n * HALF) = low;
         }
     }
 }
@@ -136,23 +139,22 @@ DEVICE void multiply_keys(u8* region, const Factors& factors, int count) {
         if (step >= LOW_STEPS) break;
         u32 high[2][4], low[2][4];   // [own step, partner][register]
 #pragma unroll
-        for (int half = 0; half < 2; half++)
-#pragma unroll
-            for (int x = 0; x < 2; x++) {
-                int row = tile * TILE + half * 8 + g, d = step * 16 + x * 8 + 2 * t;
-                float2 u = unpack2(*(const u32*)(k + at_element(row, d))), w = unpack2(*(const u32*)(k + at_element(row, d + HALF)));
-                float2 cosine = factors.c[i][half][x], sine = factors.s[i][half][x];
-                in_high_and_low(u.x * cosine.x - w.x * sine.x, u.y * cosine.y - w.y * sine.y, high[0][half + 2 * x], low[0][half + 2 * x]);
-                in_high_and_low(w.x * cosine.x + u.x * sine.x, w.y * cosine.y + u.y * sine.y, high[1][half + 2 * x], low[1][half + 2 * x]);
-            }
+        for (int half = 0; half < 2; half++) {
+            int row = tile * TILE + half * 8 + g, d = step * 16 + 4 * t;
+            uint2 own = *(const uint2*)(k + at_key_element(row, d)), partner = *(const uint2*)(k + at_key_element(row, d + HALF));
+            Four r = rotated({own, partner, factors.c[i][half], factors.s[i][half]});
+            in_high_and_low(r.x.x, r.x.y, high[0][half], low[0][half]);
+            in_high_and_low(r.x.z, r.x.w, high[0][half + 2], low[0][half + 2]);
+            in_high_and_low(r.y.x, r.y.y, high[1][half], low[1][half]);
+            in_high_and_low(r.y.z, r.y.w, high[1][half + 2], low[1][half + 2]);
+        }
 #pragma unroll
         for (int n = 0; n < COLUMNS; n++)
 #pragma unroll
             for (int x = 0; x < 2; x++) {
-                const elem* from = q + (n * 8 + g) * QUERY_ROW + step * 16 + 2 * t + x * HALF;
-                const u32 q_high[2] = {*(const u32*)from, *(const u32*)(from + 8)};
-                from += PADDED_HEADS * QUERY_ROW;
-                const u32 q_low[2] = {*(const u32*)from, *(const u32*)(from + 8)};
+                const elem* from = q + (n * 8 + g) * ROTATED_ROW + step * 16 + 4 * t + x * HALF;
+                uint2 both = *(const uint2*)from, rest = *(const uint2*)(from + PADDED_HEADS * ROTATED_ROW);
+                const u32 q_high[2] = {both.x, both.y}, q_low[2] = {rest.x, rest.y};
                 mma_16816(c[n], high[x], q_high);
                 mma_16816(c[n], high[x], q_low);
                 mma_16816(c[n], low[x], q_high);
@@ -286,7 +288,7 @@ DEVICE void multiply_keys(const StepArgs& a, u8* region, int from, int count) {
             float dot = 0.0f;
             for (int d = lane; d < HALF; d += 32) {
                 i64 at = (i64)(from + row) * HALF + d;
-                float x = to_float(k[at_element(row, d)]), y = to_float(k[at_element(row, d + HALF)]);
+                float x = to_float(k[at_key_element(row, d)]), y = to_float(k[at_key_element(row, d + HALF)]);
                 float c = a.cos_table[at], s = a.sin_table[at];
                 dot += q[h * D + d] * (x * c - y * s) + q[h * D + d + HALF] * (y * c + x * s);
             }
