@@ -44,9 +44,11 @@ DEVICE void prefetch_fixed_rows(const StepArgs& a, int local_start, int stored) 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) token_select_step(StepArgs a) {
     extern __shared__ __align__(128) u8 shared[];
     wait_for_previous_kernel();
+    // Asked for ahead of the keys, behind which they would wait.
     Unrotated query = start_selection_query(a);
     int blocks = gridDim.x;
     Scratch scratch = scratch_of(a.scratch, blocks);
+    u64 arrived = threadIdx.x == 0 ? load_l2((const u64*)scratch.barrier) : 0;
     int stored = *a.stored, valid = a.state[VALID], cached_start = a.state[LOCAL_START];
     int local_start = stored - window_of(a);
     bool dense = is_dense(a, stored);
@@ -77,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) token_select_step(StepA
                 __syncthreads();
                 start_scores(a, shared, slice);
             }
-            GridBarrier all = grid_barrier_of(scratch, blocks);
+            GridBarrier all = grid_barrier_of(scratch, blocks, arrived);
             clear_histograms(scratch);
             unpublish(a, scratch);
             score(a, shared, slice, scratch);

@@ -268,10 +268,9 @@ struct GridBarrier {
     u64 target;   // thread 0: end of the round
     int blocks;
 };
-DEVICE GridBarrier grid_barrier_of(const Scratch& scratch, int blocks) {
-    GridBarrier b = {scratch.barrier, 0, blocks};
-    if (threadIdx.x == 0) b.target = (load_l2((const u64*)scratch.barrier) / blocks + 1) * blocks;
-    return b;
+// `arrived`: the counter, as thread 0 has read it in this launch.
+DEVICE GridBarrier grid_barrier_of(const Scratch& scratch, int blocks, u64 arrived) {
+    return {scratch.barrier, (arrived / blocks + 1) * blocks, blocks};
 }
 // In two halves, between which a block does what needs nothing of the others.
 DEVICE void announce(const GridBarrier& b) {

@@ -39,8 +39,8 @@ DEVICE void in_two_parts(float4 x, float inverse, u32& high, u32& low) {
 #endif
 
 // The query of every head rotated at position n_local, into shared memory as elements (and in two 8-bit parts); returns its
-// cosine with the query of the last miss if `compare`. All blocks compute the same bits, so all decide alike. Its first part is asked
-// for ahead of the keys, behind which it would wait.
+// cosine with the query of the last miss if `compare`. All blocks compute the same bits, so all decide alike. Its first part
+// may be asked for earlier.
 constexpr int QUERY_LANES = HALF / 4;   // threads of one head
 DEVICE Unrotated start_selection_query(const StepArgs& a) {
     int h = min((int)threadIdx.x / QUERY_LANES, HEADS - 1);
