@@ -263,7 +263,7 @@ DEVICE Class vote(const StepArgs& a, u8* shared, const Slice& s, const Scratch& 
             // Few enough to do without a second histogram, which all blocks know.
             bool few = most <= LIST_CAP;
             votes_near(a, shared, s, scratch, near, few);
-            if (few) return {rough.low, rough.high, UNCOUNTED, UNCOUNTED};
+            if (few) return {near.low, near.high, UNCOUNTED, UNCOUNTED};
         }
         common += BINS;
         clear_histogram(histogram);
@@ -294,20 +294,37 @@ struct Cut {
     int limit, wanted;
 };
 
-// The cut through a class of which `from(key)` are `key` or higher: by bisection, as a count costs less than an order. With
-// UNCOUNTED first where the threshold is probable.
-template <class From>
-DEVICE Cut cut_of_class(const Class& c, bool uncounted, From from) {
-    int low = uncounted ? 0 : c.low, high = uncounted ? IN - 1 : c.high, guesses = uncounted ? 2 : 0;
-    while (low < high) {
-        int middle = (int)((u32)low + ((u32)(high - low) + 1) / 2);
-        if (guesses > 0) middle = max(low + 1, min(high, guesses-- == 2 ? c.low : c.high));
-        int n = from(middle);
-        if (n == c.need) return {middle - 1, 0};
-        if (n > c.need) low = middle;
-        else high = middle - 1;
+// The cut through a class, from `count` keys of it in the shared list in any order. Every round counts the keys from 32 places in
+// the range on, a lane each, and leaves the part of the range between two of them. The first places are those from `c.low` to
+// `c.high`; with UNCOUNTED the cut may be elsewhere.
+DEVICE Cut cut_of_list(u8* shared, const Class& c, bool uncounted, int count) {
+    static_assert(2 * WARPS * 32 <= larger(BINS, EXACT_UNITS * TILE * KV_HEADS), "no room for counts");
+    const int* list = (const int*)(shared + AT_LIST);
+    int* counts = (int*)(shared + AT_HISTOGRAM);   // [2][WARPS][32]
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // As many as needed are `low` or higher; `above`, too few, are higher than `high`.
+    int low = uncounted ? 0 : c.low, high = uncounted ? IN - 1 : c.high, above = 0;
+    int first = max(low + 1, c.low), last = max(first, min(high, c.high));
+    for (int turn = 0; low < high; turn ^= WARPS * 32) {
+        u32 step = (u32)(last - first) / 31 + 1;
+        int place = (int)min((u32)first + (u32)lane * step, (u32)high), n = 0;
+#pragma unroll 4
+        for (int i = warp; i < count; i += WARPS) n += list[i] >= place;
+        counts[turn + warp * 32 + lane] = n;
+        __syncthreads();
+        n = 0;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) n += counts[turn + w * 32 + lane];
+        u32 exact = __ballot_sync(FULL_MASK, n == c.need);
+        if (exact) return {__shfl_sync(FULL_MASK, place, __ffs((int)exact) - 1) - 1, 0};
+        int enough = __popc(__ballot_sync(FULL_MASK, n > c.need));   // places, the lowest ones
+        int next_low = __shfl_sync(FULL_MASK, place, max(0, enough - 1)), next_high = __shfl_sync(FULL_MASK, place, min(31, enough)) - 1,
+            next_above = __shfl_sync(FULL_MASK, n, min(31, enough));
+        if (enough > 0) low = next_low;
+        if (enough < 32) high = next_high, above = next_above;
+        first = low + 1, last = high;
     }
-    return {low, c.need - from(low + 1)};
+    return {low, c.need - above};
 }
 
 // The block's part of the top_k highest keys to `selected`, ascending in position: published one by one. Does `meanwhile` where
@@ -382,17 +399,7 @@ DEVICE void select(const StepArgs& a, u8* shared, const Slice& s, const Scratch&
             each_further(blocks, [&](int key) { list[atomicAdd(listed, 1)] = key; });
             __syncthreads();
         }
-        constexpr int OWN = (LIST_CAP + THREADS - 1) / THREADS;
-        int keys[OWN], count = *listed;
-#pragma unroll
-        for (int i = 0; i < OWN; i++) keys[i] = (int)threadIdx.x + i * THREADS < count ? list[threadIdx.x + i * THREADS] : OUT;
-        cut = cut_of_class(c, uncounted, [&](int key) {
-            int n = 0;
-#pragma unroll
-            for (int i = 0; i < OWN; i++)
-                if (i * THREADS < count) n += __syncthreads_count(keys[i] >= key);
-            return n;
-        });
+        cut = cut_of_list(shared, c, uncounted, *listed);
         int before[2] = {0, 0};   // of earlier blocks: above the limit, equal to it
         auto compare = [&](int key) { before[0] += key > cut.limit, before[1] += key == cut.limit; };
 #pragma unroll
