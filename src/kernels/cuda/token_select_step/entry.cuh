@@ -93,10 +93,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) token_select_step(StepA
             bool room = slice.exact <= shared + AT_REGION + IN_Q;
             select(a, shared, slice, scratch, edge, [&] { if (room) start_queries(a, shared, list); });
             __syncthreads();
-            start_rows(a, shared, list, true);
-            if (!room) start_queries(a, shared, list);
             factors = Factors();   // loaded anew: none to keep until here
             start_factors(a, list, factors);
+            start_rows(a, shared, list, true);
+            if (!room) start_queries(a, shared, list);
         }
         // Nobody else looks at these in this launch.
         if (blockIdx.x == 0 && threadIdx.x == 0) {
