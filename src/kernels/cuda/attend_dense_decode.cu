@@ -49,12 +49,6 @@ DEVICE uint4 load_row(const void* p) {
     return v;
 }
 
-DEVICE float exp2_fast(float x) {
-    float out;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
-    return out;
-}
-
 // What a block leaves of a key-value head: sums [GROUP][D], then (maximum, weight) [GROUP]; a multiple of 16 bytes.
 #define SLOT ((GROUP * HEAD_DIM + 2 * GROUP + 3) / 4 * 4)
 
@@ -163,7 +157,7 @@ attend_dense_decode(const elem* __restrict__ qkv, const elem* __restrict__ keys,
     float top[COLUMNS], sum[COLUMNS];
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++) top[c] = NO_SCORE_YET, sum[c] = 0.0f;
-    float log_scale = scale * 1.4426950408889634f;
+    float log_scale = scale * LOG2_E;
 
 #pragma unroll 1
     for (; token < N; token += step) {
@@ -214,7 +208,7 @@ attend_dense_decode(const elem* __restrict__ qkv, const elem* __restrict__ keys,
             // Rare after the first tiles: the sums are rescaled only when some head's maximum grew.
             if (__any_sync(FULL_MASK, best > top[c])) {
                 best = fmaxf(best, top[c]);
-                float fix = exp2_fast(top[c] - best);
+                float fix = fast_exp2(top[c] - best);
                 top[c] = best;
                 sum[c] *= fix;
                 float fix0 = __shfl_sync(FULL_MASK, fix, 8 * t), fix1 = __shfl_sync(FULL_MASK, fix, 8 * t + 4);
@@ -223,7 +217,7 @@ attend_dense_decode(const elem* __restrict__ qkv, const elem* __restrict__ keys,
             }
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                x[e] = exp2_fast(x[e] - top[c]);
+                x[e] = fast_exp2(x[e] - top[c]);
                 sum[c] += x[e];
             }
             p[c][0] = pack2(x[0], x[1]);
@@ -280,7 +274,7 @@ attend_dense_decode(const elem* __restrict__ qkv, const elem* __restrict__ keys,
         for (int w = 0; w < WARPS; w++) best = fmaxf(best, warp_top[w][h]);
 #pragma unroll
         for (int w = 0; w < WARPS; w++) {
-            float fix = exp2_fast(warp_top[w][h] - best);
+            float fix = fast_exp2(warp_top[w][h] - best);
             float2 y = *(const float2*)(row + w * WARP_ROWS * ROW);
             x.x += fix * y.x, x.y += fix * y.y, weight += fix * warp_weight[w][h];
         }
@@ -309,7 +303,7 @@ attend_dense_decode(const elem* __restrict__ qkv, const elem* __restrict__ keys,
         best = warp_max(best);
         for (int s = lane; s < gridDim.x; s += 32) {
             float2 about = __ldcg((const float2*)(slots + (i64)s * SLOT + SUMS + 2 * h));
-            float fix = exp2_fast(about.x - best);
+            float fix = fast_exp2(about.x - best);
             factors[s * GROUP + h] = fix;
             weight += fix * about.y;
         }
@@ -363,7 +357,7 @@ attend_dense_decode(const elem* __restrict__ qkv, const elem* __restrict__ keys,
     let_next_kernel_start();
     int N = *stored;
     int begin = window > 0 ? max(N - window, 0) : 0;
-    float log_scale = scale * 1.4426950408889634f;
+    float log_scale = scale * LOG2_E;
     float* slots = partial + (i64)head * gridDim.x * SLOT;
     for (int row = warp; row < GROUP; row += WARPS) {
         const elem* from = qkv + (head * GROUP + row) * HEAD_DIM;
@@ -385,7 +379,7 @@ attend_dense_decode(const elem* __restrict__ qkv, const elem* __restrict__ keys,
             for (int i = 0; i < EACH; i++)
                 if (lane + 32 * i < HEAD_DIM) s += q[i] * to_float(keys[at + lane + 32 * i]);
             s = warp_sum(s) * log_scale;
-            float best = fmaxf(top, s), fix = exp2_fast(top - best), p = exp2_fast(s - best);
+            float best = fmaxf(top, s), fix = fast_exp2(top - best), p = fast_exp2(s - best);
             top = best;
             sum = sum * fix + p;
 #pragma unroll
@@ -404,7 +398,7 @@ attend_dense_decode(const elem* __restrict__ qkv, const elem* __restrict__ keys,
         for (int s = 0; s < gridDim.x; s++) {
             const float* from = slots + (i64)s * SLOT;
             const float* about = from + GROUP * HEAD_DIM + at / HEAD_DIM * 2;
-            float top = __ldcg(about), now = fmaxf(best, top), fix = exp2_fast(best - now), add = exp2_fast(top - now);
+            float top = __ldcg(about), now = fmaxf(best, top), fix = fast_exp2(best - now), add = fast_exp2(top - now);
             x = x * fix + __ldcg(from + at) * add;
             weight = weight * fix + __ldcg(about + 1) * add;
             best = now;

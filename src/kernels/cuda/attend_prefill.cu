@@ -39,12 +39,6 @@
 
 #define HEADS (GROUP * KV_HEADS)
 
-DEVICE float exp2_fast(float x) {
-    float out;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
-    return out;
-}
-
 // The maximum starts here, not at -inf: a fully masked row then gives exp2(-inf - finite) = 0 and never inf - inf.
 #define NO_SCORE_YET -1e30f
 
@@ -303,7 +297,7 @@ attend_prefill_wgmma(const __grid_constant__ TensorMap q_map, const __grid_const
         int wg = group - 1;
         int lane = threadIdx.x % 32;
         int row_in_block = wg * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4;
-        float log_scale = scale * 1.4426950408889634f;
+        float log_scale = scale * LOG2_E;
         u64 q_desc = matrix_descriptor(q_tiles + wg * 64 * 128, 16, 1024);
         u64 key_desc = matrix_descriptor(key_tiles, 16, 1024);
         u64 value_desc = matrix_descriptor(value_tiles, BLOCK_KEYS * 128, 1024);
@@ -378,8 +372,8 @@ attend_prefill_wgmma(const __grid_constant__ TensorMap q_map, const __grid_const
             new1 = fmaxf(new1, __shfl_xor_sync(FULL_MASK, new1, 2));
             bool grows = __any_sync(FULL_MASK, fmaxf(new0 - max0, new1 - max1) * log_scale > 8.0f);
             if (grows) {
-                fix0 = exp2_fast((max0 - new0) * log_scale);
-                fix1 = exp2_fast((max1 - new1) * log_scale);
+                fix0 = fast_exp2((max0 - new0) * log_scale);
+                fix1 = fast_exp2((max1 - new1) * log_scale);
                 max0 = new0;
                 max1 = new1;
                 sum0 *= fix0;
@@ -388,10 +382,10 @@ attend_prefill_wgmma(const __grid_constant__ TensorMap q_map, const __grid_const
             float shift0 = max0 * log_scale, shift1 = max1 * log_scale;
 #pragma unroll
             for (int i = 0; i < 16; i++) {
-                s[4 * i] = exp2_fast(fmaf(s[4 * i], log_scale, -shift0));
-                s[4 * i + 1] = exp2_fast(fmaf(s[4 * i + 1], log_scale, -shift0));
-                s[4 * i + 2] = exp2_fast(fmaf(s[4 * i + 2], log_scale, -shift1));
-                s[4 * i + 3] = exp2_fast(fmaf(s[4 * i + 3], log_scale, -shift1));
+                s[4 * i] = fast_exp2(fmaf(s[4 * i], log_scale, -shift0));
+                s[4 * i + 1] = fast_exp2(fmaf(s[4 * i + 1], log_scale, -shift0));
+                s[4 * i + 2] = fast_exp2(fmaf(s[4 * i + 2], log_scale, -shift1));
+                s[4 * i + 3] = fast_exp2(fmaf(s[4 * i + 3], log_scale, -shift1));
                 sum0 += s[4 * i] + s[4 * i + 1];
                 sum1 += s[4 * i + 2] + s[4 * i + 3];
             }
@@ -611,7 +605,7 @@ attend_prefill_mma(const elem* __restrict__ q, i64 q_row_stride, i64 q_chunk_str
 #pragma unroll
     for (int i = 0; i < PADDED / 8; i++) o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0.0f;
     float top[2] = {NO_SCORE_YET, NO_SCORE_YET}, sum[2] = {0.0f, 0.0f};
-    float log_scale = scale * 1.4426950408889634f;
+    float log_scale = scale * LOG2_E;
     u32 kept[KEEP ? STEPS : 1][4];
     const elem* q_lane = q_tile + (warp * 16 + lane % 16) * PITCH + lane / 16 * 8;
     const elem* key_lane = key_tile + (lane / 16 * 8 + lane % 8) * PITCH + lane / 8 % 2 * 8;
@@ -666,7 +660,7 @@ attend_prefill_mma(const elem* __restrict__ q, i64 q_row_stride, i64 q_chunk_str
             }
             best = fmaxf(best, __shfl_xor_sync(FULL_MASK, best, 1));
             best = fmaxf(best, __shfl_xor_sync(FULL_MASK, best, 2));
-            fix[half] = exp2_fast((top[half] - best) * log_scale);
+            fix[half] = fast_exp2((top[half] - best) * log_scale);
             top[half] = best;
             sum[half] *= fix[half];
             float shift = best * log_scale;
@@ -674,7 +668,7 @@ attend_prefill_mma(const elem* __restrict__ q, i64 q_row_stride, i64 q_chunk_str
             for (int i = 0; i < KEYS / 8; i++) {
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    s[i][2 * half + e] = exp2_fast(fmaf(s[i][2 * half + e], log_scale, -shift));
+                    s[i][2 * half + e] = fast_exp2(fmaf(s[i][2 * half + e], log_scale, -shift));
                     sum[half] += s[i][2 * half + e];
                 }
             }

@@ -99,12 +99,14 @@ DEVICE float warp_max(float x) {
     return x;
 }
 
-// e^x through 2^x; exact enough for softmax (2 ulp), e^-inf = 0.
-DEVICE float fast_exp(float x) {
+// 2^x and e^x, exact enough for softmax (2 ulp); of -inf 0.
+DEVICE float fast_exp2(float x) {
     float out;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x * 1.4426950408889634f));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
     return out;
 }
+constexpr float LOG2_E = 1.4426950408889634f;
+DEVICE float fast_exp(float x) { return fast_exp2(x * LOG2_E); }
 
 // ---- order between kernels and blocks ------------------------------------------------------------------------------
 

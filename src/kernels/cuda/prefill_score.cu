@@ -162,8 +162,8 @@ template <int MODE> DEVICE void sums_body(float2* partial, float* scores, const 
             float x = 0.0f, y = 0.0f;
 #pragma unroll
             for (int i = 0; i < TOKEN_TILES; i++) {
-                x += exp2_fast(fmaf(c[i][0], scale, -r.x)) + exp2_fast(fmaf(c[i][1], scale, -r.x));
-                if (!half) y += exp2_fast(fmaf(c[i][2], scale, -r.y)) + exp2_fast(fmaf(c[i][3], scale, -r.y));
+                x += fast_exp2(fmaf(c[i][0], scale, -r.x)) + fast_exp2(fmaf(c[i][1], scale, -r.x));
+                if (!half) y += fast_exp2(fmaf(c[i][2], scale, -r.y)) + fast_exp2(fmaf(c[i][3], scale, -r.y));
             }
             x += sum[j][0], y += sum[j][1];
             if (fmaxf(x, y) > 1e30f) {
@@ -175,11 +175,11 @@ template <int MODE> DEVICE void sums_body(float2* partial, float* scores, const 
                     b = fmaxf(b, ceilf(fmaf(fmaxf(c[i][2], c[i][3]), scale, 60.0f)));
                 }
                 reference[j * 32] = make_float2(a, b);
-                x = sum[j][0] * exp2_fast(r.x - a), y = sum[j][1] * exp2_fast(r.y - b);
+                x = sum[j][0] * fast_exp2(r.x - a), y = sum[j][1] * fast_exp2(r.y - b);
 #pragma unroll
                 for (int i = 0; i < TOKEN_TILES; i++) {
-                    x += exp2_fast(fmaf(c[i][0], scale, -a)) + exp2_fast(fmaf(c[i][1], scale, -a));
-                    y += exp2_fast(fmaf(c[i][2], scale, -b)) + exp2_fast(fmaf(c[i][3], scale, -b));
+                    x += fast_exp2(fmaf(c[i][0], scale, -a)) + fast_exp2(fmaf(c[i][1], scale, -a));
+                    y += fast_exp2(fmaf(c[i][2], scale, -b)) + fast_exp2(fmaf(c[i][3], scale, -b));
                 }
             }
             sum[j][0] = x, sum[j][1] = y;
@@ -249,7 +249,7 @@ template <int MODE> DEVICE void votes_body(float* votes, const elem* queries, co
 #pragma unroll
                     for (int k = 0; k < (Tiles<MODE>::half(j) ? 2 : 4); k++) {
                         float& v = vote[i][MODE == 16 ? k : k & 1];
-                        v = fmaf(exp2_fast(fmaf(c[i][k], s.scale_log2, k < 2 ? w.x : w.z)), k < 2 ? w.y : w.w, v);
+                        v = fmaf(fast_exp2(fmaf(c[i][k], s.scale_log2, k < 2 ? w.x : w.z)), k < 2 ? w.y : w.w, v);
                     }
             }
             copy_keys(now, next);

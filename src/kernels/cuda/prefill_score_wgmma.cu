@@ -234,8 +234,8 @@ template <int MODE> DEVICE void sums_body(float2* partial, float* scores, const 
                     const int j = first + i;
                     float2 r = reference[(set * W::TILES + j) * 32];
                     const float* before = sum[set * W::TILES + j];
-                    x[i][0] = before[0] + (exp2_fast(fmaf(c[j][0], s.scale_log2, -r.x)) + exp2_fast(fmaf(c[j][2], s.scale_log2, -r.x)));
-                    x[i][1] = before[1] + (exp2_fast(fmaf(c[j][1], s.scale_log2, -r.y)) + exp2_fast(fmaf(c[j][3], s.scale_log2, -r.y)));
+                    x[i][0] = before[0] + (fast_exp2(fmaf(c[j][0], s.scale_log2, -r.x)) + fast_exp2(fmaf(c[j][2], s.scale_log2, -r.x)));
+                    x[i][1] = before[1] + (fast_exp2(fmaf(c[j][1], s.scale_log2, -r.y)) + fast_exp2(fmaf(c[j][3], s.scale_log2, -r.y)));
                     greatest = fmaxf(greatest, fmaxf(x[i][0], x[i][1]));
                 }
                 if (greatest > 1e30f) {
@@ -248,8 +248,8 @@ template <int MODE> DEVICE void sums_body(float2* partial, float* scores, const 
                         float a = fmaxf(r.x, ceilf(fmaf(fmaxf(c[j][0], c[j][2]), s.scale_log2, 60.0f)));
                         float b = fmaxf(r.y, ceilf(fmaf(fmaxf(c[j][1], c[j][3]), s.scale_log2, 60.0f)));
                         reference[(set * W::TILES + j) * 32] = make_float2(a, b);
-                        x[i][0] = before[0] * exp2_fast(r.x - a) + (exp2_fast(fmaf(c[j][0], s.scale_log2, -a)) + exp2_fast(fmaf(c[j][2], s.scale_log2, -a)));
-                        x[i][1] = before[1] * exp2_fast(r.y - b) + (exp2_fast(fmaf(c[j][1], s.scale_log2, -b)) + exp2_fast(fmaf(c[j][3], s.scale_log2, -b)));
+                        x[i][0] = before[0] * fast_exp2(r.x - a) + (fast_exp2(fmaf(c[j][0], s.scale_log2, -a)) + fast_exp2(fmaf(c[j][2], s.scale_log2, -a)));
+                        x[i][1] = before[1] * fast_exp2(r.y - b) + (fast_exp2(fmaf(c[j][1], s.scale_log2, -b)) + fast_exp2(fmaf(c[j][3], s.scale_log2, -b)));
                     }
                 }
 #pragma unroll
@@ -338,7 +338,7 @@ template <int MODE> DEVICE void votes_body(float* votes, const elem* queries, co
                     float4 w = head[(set * W::TILES + j) * 4];
 #pragma unroll
                     for (int k = 0; k < 4; k++)
-                        vote[set][k] = fmaf(exp2_fast(fmaf(c[j][k], s.scale_log2, k & 1 ? w.z : w.x)), k & 1 ? w.w : w.y, vote[set][k]);
+                        vote[set][k] = fmaf(fast_exp2(fmaf(c[j][k], s.scale_log2, k & 1 ? w.z : w.x)), k & 1 ? w.w : w.y, vote[set][k]);
                 }
             }
         }

@@ -199,10 +199,10 @@ extern "C" __global__ void __launch_bounds__(256) votes_from_scores(float* votes
             for (int j = 0; j < GROUP; j++) {
                 float2 w = heads[kv * 16 + j];
                 float4 x = *(const float4*)(scores + (i64)(kv * GROUP + j) * s.vote_stride + t);
-                vote.x = fmaf(exp2_fast(x.x - w.x), w.y, vote.x);
-                vote.y = fmaf(exp2_fast(x.y - w.x), w.y, vote.y);
-                vote.z = fmaf(exp2_fast(x.z - w.x), w.y, vote.z);
-                vote.w = fmaf(exp2_fast(x.w - w.x), w.y, vote.w);
+                vote.x = fmaf(fast_exp2(x.x - w.x), w.y, vote.x);
+                vote.y = fmaf(fast_exp2(x.y - w.x), w.y, vote.y);
+                vote.z = fmaf(fast_exp2(x.z - w.x), w.y, vote.z);
+                vote.w = fmaf(fast_exp2(x.w - w.x), w.y, vote.w);
             }
         *(float4*)(votes + t) = vote;
     }

@@ -23,12 +23,6 @@ DEVICE Span candidates(const Select& s, int stored, int rows) {
     return c;
 }
 
-DEVICE float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 // The same value with its sum in [1, 2): of such pairs the greater reference belongs to the greater value. Whole references, as all
 // are, stay exact. Without this a sum that grew far above its reference is lost beside one that fell far below.
 DEVICE float2 normalized(float2 v) {
@@ -40,7 +34,7 @@ DEVICE float2 normalized(float2 v) {
 // Adds (reference, sum) b to a: the value is sum * 2^reference.
 DEVICE void add_sums(float2& a, float2 b) {
     float r = fmaxf(a.x, b.x);
-    a.y = a.y * exp2_fast(a.x - r) + b.y * exp2_fast(b.x - r);
+    a.y = a.y * fast_exp2(a.x - r) + b.y * fast_exp2(b.x - r);
     a.x = r;
 }
 

@@ -480,6 +480,13 @@ DEVICE void votes_of_scores(const Slice& s, const float2* fold, Count count) {
     // A warp reads 32 neighbouring words at a time: two rows of 16 tokens.
     constexpr int LINES = (HEADS + 1) / 2;
     constexpr int AT_ONCE = LINES <= 10 ? 4 : LINES <= 20 ? 2 : 1;   // tiles
+    float most[LINES], weight[LINES];
+#pragma unroll
+    for (int i = 0; i < LINES; i++) {
+        int row = 2 * i + lane / TILE;
+        float2 f = fold[min(row, HEADS - 1)];
+        most[i] = f.x * LOG2_E, weight[i] = row < HEADS ? f.y : 0.0f;
+    }
     for (int first = warp; first < s.tiles; first += WARPS * AT_ONCE) {
         float x[AT_ONCE][LINES];
 #pragma unroll
@@ -494,11 +501,7 @@ DEVICE void votes_of_scores(const Slice& s, const float2* fold, Count count) {
             if (tile >= s.tiles) break;
             float vote = 0.0f;
 #pragma unroll
-            for (int i = 0; i < LINES; i++) {
-                int row = 2 * i + lane / TILE;
-                float2 f = fold[min(row, HEADS - 1)];
-                vote += fast_exp(x[n][i] - f.x) * (row < HEADS ? f.y : 0.0f);
-            }
+            for (int i = 0; i < LINES; i++) vote += fast_exp2(fmaf(x[n][i], LOG2_E, -most[i])) * weight[i];
             vote += __shfl_xor_sync(FULL_MASK, vote, TILE);
             int at = tile * TILE + lane;
             if (lane < TILE && at < s.count) count(s.votes[at] = key_of(vote));
