@@ -35,13 +35,14 @@
 // Work: a miss reads all keys once: 2 D Hkv bytes per token (Hkv 4, D 128: 28.6 us at 128K, 229 us at 1M on an H200), with
 // KEYS8 D + 4 bytes per head (14.8 and 118 us). A hit moves 5.5 MB, 1.3 us; it is a chain of about ten waits for the L2.
 //
-// A miss, one line per barrier of the grid:
-//     query and cosine; scores of the block's own run of tokens, their maxima and sums of exponentials
-//     fold of the statistics; votes of all tokens (few), or bounds of the votes of 16 tokens (many); histogram
-//     where votes are not exact yet: those that may decide, from the 16-bit keys; histogram, unless they are few
-//     the class at the threshold, or those few; what is in it to a list
-//     the threshold inside the list; own part of the selection
+// A miss, one line for what blocks do between two waits for each other:
+//     query and cosine; scores of the block's own run of tokens, their maxima and sums of exponentials; barrier
+//     fold of the statistics; votes of all tokens (few), or bounds of the votes of 16 tokens (many); histogram; barrier
+//     where votes are not exact yet: those that may decide, from the 16-bit keys; histogram and barrier, unless they are few
+//     keys of the class at the threshold, or those few, published; the attention's queries
+//     the threshold among all keys; own part of the selection, published
 //     attention by (KV head, part of the list), whose partial results the blocks of a head fold once all have arrived
+// What is published needs no barrier: every number is there once it is not negative (`publish`, `await_number`).
 // Few means `stored_scores`: their scores stay in shared memory and L2. Scores of more would go to memory and back (112 bytes
 // a token for 28 heads, half of what the keys are), so only the maximum over 16 tokens is kept of each head. The sum of a
 // tile's 28 shares bounds the votes in it, the largest share is reached in it; the top_k-th highest of the latter is below the
@@ -231,9 +232,9 @@ struct Scratch {
     u64* barrier;
     u64* arrivals;      // [KV_HEADS], each only grows
     u32* histograms;    // [LEVELS][BINS]
-    // Numbers that are published:
-    int* counts;        // [blocks][RECORD]: above the threshold class, inside it, the first keys inside it
-    int* list;          // [blocks][LIST_CAP]: the further keys
+    // Published:
+    int* counts;        // [blocks][RECORD]: how many above the threshold class, how many inside, keys of the latter plus one
+    int* list;          // [blocks][LIST_CAP]: the keys that a record has no room for
     float2* statistics; // [STATISTICS][blocks]: maximum, sum of exponentials; error of the scores, 0
     float2* partial_ml; // [KV_HEADS][splits][GROUP]
     float* partial_o;   // [KV_HEADS][splits][GROUP][D]
@@ -342,7 +343,7 @@ constexpr int AT_REDUCE = 0;                                         // u32 [64]
 constexpr int AT_FOLD = 256;                                         // float2 [STATISTICS]
 constexpr int AT_HISTOGRAM = align16(AT_FOLD + STATISTICS * 8);           // u32 [BINS]; before that statistics of the warps
 constexpr int AT_LIST = align16(AT_HISTOGRAM + larger(larger(BINS, EXACT_UNITS * TILE * KV_HEADS) * 4, larger(WARPS, KV_HEADS) * GROUP * 8));
-constexpr int AT_SUMS = AT_LIST + LIST_CAP * 4;                       // int [THREADS]
+constexpr int AT_SUMS = align16(AT_LIST + (LIST_CAP + 4) * 4);        // int [THREADS]
 constexpr int AT_QUERY = align16(AT_SUMS + THREADS * 4);
 constexpr int AT_BARRIERS = align16(AT_QUERY + QUERY_BYTES);           // u64 [2][TILE_LANES][SLOTS]: full, empty
 constexpr int AT_REGION = align128(AT_BARRIERS + 16 * TILE_LANES * SLOTS);   // votes and scores, or the attention's

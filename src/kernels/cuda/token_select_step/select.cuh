@@ -299,17 +299,23 @@ struct Cut {
 // `c.high`; with UNCOUNTED the cut may be elsewhere.
 DEVICE Cut cut_of_list(u8* shared, const Class& c, bool uncounted, int count) {
     static_assert(2 * WARPS * 32 <= larger(BINS, EXACT_UNITS * TILE * KV_HEADS), "no room for counts");
-    const int* list = (const int*)(shared + AT_LIST);
+    int* list = (int*)(shared + AT_LIST);
     int* counts = (int*)(shared + AT_HISTOGRAM);   // [2][WARPS][32]
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     // As many as needed are `low` or higher; `above`, too few, are higher than `high`.
     int low = uncounted ? 0 : c.low, high = uncounted ? IN - 1 : c.high, above = 0;
     int first = max(low + 1, c.low), last = max(first, min(high, c.high));
+    // The list is read four keys at a time.
+    if (threadIdx.x < 4) list[count + threadIdx.x] = OUT;
+    __syncthreads();
     for (int turn = 0; low < high; turn ^= WARPS * 32) {
         u32 step = (u32)(last - first) / 31 + 1;
         int place = (int)min((u32)first + (u32)lane * step, (u32)high), n = 0;
 #pragma unroll 4
-        for (int i = warp; i < count; i += WARPS) n += list[i] >= place;
+        for (int i = warp * 4; i < count; i += WARPS * 4) {
+            int4 keys = *(const int4*)(list + i);
+            n += (keys.x >= place) + (keys.y >= place) + (keys.z >= place) + (keys.w >= place);
+        }
         counts[turn + warp * 32 + lane] = n;
         __syncthreads();
         n = 0;
