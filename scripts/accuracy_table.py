@@ -7,10 +7,7 @@
     accuracy_table.py --check README.md                fails if that is not what the runs say
     accuracy_table.py --write accuracy.svg             writes (or, with --check, compares) the plot
 
-The markers name the sections that stand between them; none is all:
-
-    <!-- accuracy_table.py: begin scores same-samples -->
-    <!-- accuracy_table.py: end -->
+The marker comments are those of `marked.py`; the tables that they name are the sections.
 
 A run directory named in SWEEPS varies one setting of `token-select` at one length; all others together are the main
 table. A score is InfiniteBench's official one, or RULER's string match; a cell is the mean over tasks of each task's mean.
@@ -18,8 +15,6 @@ Of an interrupted run only the questions count that all of its policies answered
 its mean is over other questions; `same-samples` compares what can be compared. Standard library only.
 """
 
-import argparse
-import difflib
 import json
 import math
 import re
@@ -29,6 +24,8 @@ from collections import defaultdict
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
+
+import marked
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "results/tokenselect/demo-accuracy"
@@ -44,8 +41,6 @@ BASE = "token-select"
 NEEDLE = "niah_"
 # Runs with other numbers of threads cannot be timed against each other; most had two.
 TIMED_THREADS = 2
-BEGIN = re.compile(r"<!-- accuracy_table\.py: begin([ a-z-]*) -->\n")
-END = "<!-- accuracy_table.py: end -->"
 
 
 class Sample(NamedTuple):
@@ -303,6 +298,7 @@ def plot(samples):
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="12" role="img">',
+        "<!-- accuracy_table.py: plot -->",
         "<title>Mean score over prompt length per policy</title>",
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
         f'<text x="{left}" y="20" font-size="13">Mean score of {len({s.task for s in samples})} tasks by length; '
@@ -342,60 +338,27 @@ def plot(samples):
 
 
 def sections(runs):
-    """Text of every section by name."""
+    """What makes the text of every section, by name, and the samples of the main table."""
     samples = {path.parent.name: read_run(path.parent) for path in sorted(runs.glob("*/samples.jsonl"))}
     main = [s for name, of_run in samples.items() if name not in SWEEPS for s in of_run]
     if not main:
         sys.exit(f"{runs}: no run directory with samples.jsonl")
-    made = {"scores": scores(main), "same-samples": same_samples(main), "pairs": pairs(main), "needles": needles(main),
-            "tasks": tasks_of_base(main),
-            "wall": wall(main), "memory": memory(main)}  # fmt: skip
-    made |= {name: f"{title}:\n\n{sweep(samples[name])}" for name, title in SWEEPS.items() if name in samples}
-    return made, main
-
-
-def joined(made, names):
-    if unknown := [name for name in names if name not in made]:
-        sys.exit(f"no section {', '.join(unknown)}; there are {', '.join(made)}")
-    return "\n\n".join(made[name] for name in names or made)
-
-
-def updated(path, made, main):
-    """What the file should hold."""
-    if path.suffix == ".svg":
-        return plot(main)
-    text, done, at = path.read_text(), [], 0
-    for begin in BEGIN.finditer(text):
-        end = text.find(END, begin.end())
-        if end < 0:
-            sys.exit(f"{path}: a begin marker without `{END}`")
-        done += [text[at : begin.end()], joined(made, begin[1].split()), "\n"]
-        at = end
-    if not done:
-        sys.exit(f"{path}: no marker `<!-- accuracy_table.py: begin -->`")
-    return "".join(done) + text[at:]
+    made = {"scores": scores, "same-samples": same_samples, "pairs": pairs, "needles": needles, "tasks": tasks_of_base,
+            "wall": wall, "memory": memory}  # fmt: skip
+    texts = {name: lambda make=make: make(main) + "\n" for name, make in made.items()}
+    for name, title in SWEEPS.items():
+        if name in samples:
+            texts[name] = lambda name=name, title=title: f"{title}:\n\n{sweep(samples[name])}\n"
+    return texts, main
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = marked.parser(__file__, __doc__)
     parser.add_argument("runs", nargs="?", type=Path, default=RUNS, help="directory of run directories (default: %(default)s)")
     parser.add_argument("--sections", default="", help="names, separated by commas (default: all)")
-    files = {"type": Path, "action": "append", "default": [], "metavar": "FILE"}
-    parser.add_argument("--write", help="replace what stands between the markers", **files)
-    parser.add_argument("--check", help="compare it, exit code 1 if it differs", **files)
-    arguments = parser.parse_args()
-    made, samples = sections(arguments.runs)
-    for path in arguments.write:
-        path.write_text(updated(path, made, samples))
-    stale = False
-    for path in arguments.check:
-        old, new = path.read_text() if path.exists() else "", updated(path, made, samples)
-        if old != new:
-            stale = True
-            sys.stdout.writelines(difflib.unified_diff(old.splitlines(True), new.splitlines(True), str(path), "runs"))
-    if not arguments.write and not arguments.check:
-        print(joined(made, [name for name in arguments.sections.split(",") if name]))
-    sys.exit(stale)
+    args = parser.parse_args()
+    texts, samples = sections(args.runs)
+    marked.run(args, texts, {".svg": lambda: plot(samples)}, [name for name in args.sections.split(",") if name])
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
 """Prints the README's table of GPU speed from the reports of `tokselect bench attention` and `bench end-to-end --gpu`.
 
-    python3 scripts/gpu_table.py [--write FILE | --check FILE]
+    gpu_table.py                      prints it
+    gpu_table.py --write README.md    replaces what stands between the marker comments
+    gpu_table.py --check README.md    fails if that is not what the reports say
 
 Reads the `speed` tables of results/tokenselect/h200-*/*/report.json: medians, and the ratio to the best dense library that ran
-beside them, or to our own dense policy where none did. `--write` replaces what stands between the marker lines of a file,
-`--check` compares it.
+beside them, or to our own dense policy where none did. The marker comments are those of `marked.py`. Standard library only.
 """
 
-import argparse
 import json
 import pathlib
-import sys
+
+import marked
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "results/tokenselect"
-BEGIN, END = "<!-- gpu_table.py: begin -->\n", "<!-- gpu_table.py: end -->"
 WHAT = {
     "decode": "decode attention, one layer",
     "chunk": "512-query chunk, one layer",
@@ -65,24 +65,5 @@ def table():
     return "\n".join(lines) + "\n"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", type=pathlib.Path, metavar="FILE")
-    parser.add_argument("--check", type=pathlib.Path, metavar="FILE")
-    args = parser.parse_args()
-    made = table()
-    file = args.write or args.check
-    if not file:
-        print(made, end="")
-        return
-    text = file.read_text()
-    before, rest = text.split(BEGIN)
-    old, after = rest.split(END)
-    if args.write:
-        file.write_text(before + BEGIN + made + END + after)
-    elif old != made:
-        sys.exit(f"{file}: the table differs from the reports; run `python3 scripts/gpu_table.py --write {file}`")
-
-
 if __name__ == "__main__":
-    main()
+    marked.run(marked.parser(__file__, __doc__).parse_args(), {"gpu": table})

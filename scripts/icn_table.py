@@ -5,19 +5,13 @@
     icn_table.py --write results/icn/README.md    replaces what stands between the marker comments
     icn_table.py --check results/icn/README.md    fails if that is not what the runs say
 
-The markers name the table that stands between them:
-
-    <!-- icn_table.py: begin answers-100 -->
-    <!-- icn_table.py: end -->
-
-Standard library only.
+The marker comments are those of `marked.py`. Standard library only.
 """
 
-import argparse
 import csv
 import pathlib
-import re
-import sys
+
+import marked
 
 RUNS = pathlib.Path(__file__).resolve().parent.parent / "results/icn"
 SIZES = [(2, 5), (2, 10), (4, 5), (4, 10), (8, 5), (8, 10)]
@@ -213,25 +207,5 @@ TABLES = {
 }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", type=pathlib.Path, metavar="FILE")
-    parser.add_argument("--check", type=pathlib.Path, metavar="FILE")
-    args = parser.parse_args()
-    file = args.write or args.check
-    if file is None:
-        print("\n".join(f"{name}\n\n{table()}" for name, table in TABLES.items()), end="")
-        return
-    text = file.read_text()
-    marked = re.compile(r"(<!-- icn_table.py: begin ([\w-]+) -->\n)(.*?)(<!-- icn_table.py: end -->)", re.S)
-    new, count = marked.subn(lambda part: part[1] + TABLES[part[2]]() + part[4], text)
-    if not count:
-        sys.exit(f"{file}: no lines `<!-- icn_table.py: begin NAME -->` and `<!-- icn_table.py: end -->`")
-    if args.write:
-        file.write_text(new)
-    elif new != text:
-        sys.exit(f"{file}: a table differs from the runs; run with --write")
-
-
 if __name__ == "__main__":
-    main()
+    marked.run(marked.parser(__file__, __doc__).parse_args(), TABLES)

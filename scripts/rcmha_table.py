@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
 """Prints the tables of results/rcmha/README.md from the runs beside it.
 
-    python3 scripts/rcmha_table.py [--write | --check]
+    rcmha_table.py                                    prints every table
+    rcmha_table.py --write results/rcmha/README.md    replaces what stands between the marker comments
+    rcmha_table.py --check results/rcmha/README.md    fails if that is not what the runs say
 
-Reads `table.csv` and `table.paired.csv` of the runs, and the files of `rcmha_speed.py`. `--write` replaces what stands between the
-marker lines of the README, `--check` compares it.
+Reads `table.csv` and `table.paired.csv` of the runs, and the files of `rcmha_speed.py`. The marker comments are those of
+`marked.py`. Standard library only.
 """
 
-import argparse
 import csv
 import json
 import pathlib
 import statistics
-import sys
+
+import marked
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "results/rcmha"
 RUNS = ["shakespeare-128", "shakespeare-512", "wikitext-2-128", "wikitext-2-512"]
@@ -62,26 +64,8 @@ def speed():
                 statistics.median(ratios), min(ratios), max(ratios))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
-    file = FOLDER / "README.md"
-    text = old = file.read_text()
-    for make in (runs, paper, speed):
-        made = "\n".join(make()) + "\n"
-        if not (args.write or args.check):
-            print(made)
-            continue
-        begin, end = (f"<!-- rcmha_table.py: {make.__name__}, {which} -->\n" for which in ("begin", "end"))
-        before, rest = text.split(begin)
-        text = before + begin + made + end + rest.split(end)[1]
-    if args.write:
-        file.write_text(text)
-    elif text != old:
-        sys.exit(f"{file}: a table differs from its runs; run `python3 scripts/rcmha_table.py --write`")
+TABLES = {make.__name__: lambda make=make: "\n".join(make()) + "\n" for make in (runs, paper, speed)}
 
 
 if __name__ == "__main__":
-    main()
+    marked.run(marked.parser(__file__, __doc__).parse_args(), TABLES)

@@ -1,22 +1,23 @@
 #!/usr/bin/env python3
 """Prints the README's table of CPU speed from the reports of `tokselect bench end-to-end`.
 
-    python3 scripts/speed_table.py [--write FILE | --check FILE]
+    speed_table.py                      prints it
+    speed_table.py --write README.md    replaces what stands between the marker comments
+    speed_table.py --check README.md    fails if that is not what the reports say
 
 Reads results/tokenselect/cpu-end-to-end/*/report.json: the ratios of medians of every report, one row for each pair of
 programs or policies, part and shape. Where several reports (`turn-1`, `turn-2`, ...) have the same row, it shows the median
-and the range. `--write` replaces what stands between the marker lines of a file, `--check` compares it.
+and the range. The marker comments are those of `marked.py`. Standard library only.
 """
 
-import argparse
 import json
 import pathlib
 import re
 import statistics
-import sys
+
+import marked
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "results/tokenselect/cpu-end-to-end"
-BEGIN, END = "<!-- speed_table.py: begin -->\n", "<!-- speed_table.py: end -->"
 
 
 def rows():
@@ -51,27 +52,5 @@ def table():
     return "\n".join(lines) + "\n"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", type=pathlib.Path, metavar="FILE")
-    parser.add_argument("--check", type=pathlib.Path, metavar="FILE")
-    args = parser.parse_args()
-    made = table()
-    file = args.write or args.check
-    if file is None:
-        print(made, end="")
-        return
-    text = file.read_text()
-    before, found, rest = text.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not (found and closed):
-        sys.exit(f"{file}: no lines `{BEGIN.strip()}` and `{END}`")
-    new = before + BEGIN + made + END + after
-    if args.write:
-        file.write_text(new)
-    elif new != text:
-        sys.exit(f"{file}: the table differs from the reports; run with --write")
-
-
 if __name__ == "__main__":
-    main()
+    marked.run(marked.parser(__file__, __doc__).parse_args(), {"speed": table})

@@ -2,7 +2,7 @@
 """Trains the demo model: a small Qwen2 on text that the toolkit makes while the training runs.
 
     python3 scripts/train_demo_model.py --binary target/release/tokselect --tokenizer models/demo \\
-        --data /tmp/corpus --out out --config base --minutes 6 --seed 0
+        --data corpus --out out --config base --minutes 6 --seed 0
 
 Needs PyTorch, NumPy and safetensors; with transformers it also compares the saved model's logits. Several
 configurations (`--config base,deep`) are trained one after the other on the same data; to train them side by side,

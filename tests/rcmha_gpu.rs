@@ -145,8 +145,8 @@ fn compare(attention: AttentionKind, shape: &Shape, place: &Place) {
     assert!(found.is_within(&bounds), "{name}: {bounds:?} {found:?}");
 }
 
-fn compare_all(shapes: &[Shape], place: &Place) {
-    for shape in shapes {
+fn compare_all(place: &Place) {
+    for shape in &SHAPES {
         for &attention in AttentionKind::value_variants() {
             compare(attention, shape, place);
         }
@@ -155,20 +155,14 @@ fn compare_all(shapes: &[Shape], place: &Place) {
 
 /// What the GPU is held to, where there is none as well.
 #[test]
-fn the_cpu_has_the_gradients_of_f64_at_a_small_shape() {
-    compare_all(&[SMALL], &Place::Cpu);
-}
-
-#[test]
-#[ignore = "takes a minute"]
 fn the_cpu_has_the_gradients_of_f64() {
-    compare_all(&SHAPES, &Place::Cpu);
+    compare_all(&Place::Cpu);
 }
 
 #[test]
 fn a_gpu_has_the_gradients_of_f64() {
     let Some(gpu) = gpu() else { return };
     for precision in [Precision::F32, Precision::Bf16] {
-        compare_all(&SHAPES, &Place::Cuda(gpu.clone(), precision));
+        compare_all(&Place::Cuda(gpu.clone(), precision));
     }
 }

@@ -12,6 +12,7 @@ mod or_auto;
 mod prompts;
 mod rcmha_train;
 mod report;
+mod run_output;
 mod tokenize;
 
 use crate::config::expand_arguments;

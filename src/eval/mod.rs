@@ -8,6 +8,7 @@
 pub mod demo_corpus;
 pub mod infinite_bench;
 pub mod jsonl;
+mod loaded;
 pub mod long_bench;
 pub mod passkey;
 pub mod perplexity;

@@ -167,16 +167,8 @@ fn same(left: &Value, right: &Value) -> bool {
 
 /// The scores in a table of accuracies. Rows that lack one of the columns, or the mean, are passed over.
 fn measured(table: &Table) -> Vec<Measured> {
-    let place = |key: &str| table.columns.iter().position(|column| column.key == key);
-    let number = |row: &[Cell], key: &str| match row.get(place(key)?)? {
-        Cell::Number(value) => Some(*value),
-        Cell::Integer(value) => Some(*value as f64),
-        _ => None,
-    };
-    let text = |row: &[Cell], key: &str| match row.get(place(key)?)? {
-        Cell::Text(text) => Some(text.clone()),
-        _ => None,
-    };
+    let number = |row: &[Cell], key: &str| table.cell(row, key)?.number();
+    let text = |row: &[Cell], key: &str| table.cell(row, key)?.text().map(str::to_owned);
     let read = |row: &Vec<Cell>| {
         Some(Measured {
             task: text(row, "task")?,

@@ -248,16 +248,8 @@ fn cells(row: &SpeedRow, measured_by: &str, has_peers: bool, best: Option<&Speed
 /// Reads back the rows that [`speed_table`] was made of, without repetitions; those of other programs are left out, since
 /// their own file has them.
 pub(super) fn read_table(table: &Table) -> Vec<SpeedRow> {
-    let place = |key: &str| table.columns.iter().position(|column| column.key == key);
-    let number = |row: &[Cell], key: &str| match row.get(place(key)?)? {
-        Cell::Number(value) => Some(*value),
-        Cell::Integer(value) => Some(*value as f64),
-        _ => None,
-    };
-    let text = |row: &[Cell], key: &str| match row.get(place(key)?)? {
-        Cell::Text(text) => Some(text.clone()),
-        _ => None,
-    };
+    let number = |row: &[Cell], key: &str| table.cell(row, key)?.number();
+    let text = |row: &[Cell], key: &str| table.cell(row, key)?.text().map(str::to_owned);
     let read = |row: &Vec<Cell>| {
         let ours = text(row, "measured_by")?.starts_with("tokselect");
         let found = SpeedRow {

@@ -117,6 +117,11 @@ impl Table {
         Ok(())
     }
 
+    /// The cell of `row` in the column `key`; `None` where there is no such column.
+    pub fn cell<'r>(&self, row: &'r [Cell], key: &str) -> Option<&'r Cell> {
+        row.get(self.columns.iter().position(|column| column.key == key)?)
+    }
+
     /// A row for people: four significant digits, and a reason that goes for several neighbours told once.
     pub fn short_row(row: &[Cell]) -> Vec<String> {
         let repeats = |index: usize| {
@@ -133,6 +138,23 @@ impl Cell {
     /// A cell without value.
     pub fn missing(reason: impl Into<String>) -> Self {
         Self::Missing(MissingCell::because(reason))
+    }
+
+    /// Its number, if it is one.
+    pub fn number(&self) -> Option<f64> {
+        match self {
+            Self::Number(value) => Some(*value),
+            Self::Integer(value) => Some(*value as f64),
+            _ => None,
+        }
+    }
+
+    /// Its text, if it is one.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
     }
 
     /// Whether it is set to the right in a table for people.

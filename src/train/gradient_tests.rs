@@ -55,24 +55,29 @@ fn ids(count: usize, vocab: usize, stream: &str) -> Vec<u32> {
     (0..count).map(|_| rng.random_range(0..vocab as u32)).collect()
 }
 
+/// Inputs and targets of segment `step`.
+fn text(model: &TransformerXl, step: usize) -> [Vec<u32>; 2] {
+    let rows = model.config.segment * BATCH;
+    ["in", "out"].map(|side| ids(rows, model.config.vocab, &format!("{side}{step}")))
+}
+
+fn segment([inputs, targets]: &[Vec<u32>; 2]) -> Segment<'_> {
+    Segment {
+        inputs,
+        targets,
+        batch: BATCH,
+    }
+}
+
 /// Three segments, the gradient of the last: its memory is full and older rows have been dropped.
 fn run<T: Scalar>(model: &TransformerXl, data: &[T], pass: &Pass) -> (Outcome, Vec<T>, Memory<T>) {
     let (mut pool, mut memory) = (Pool::default(), Memory::empty(model.config.layers));
     let mut grads = model.layout.zeros();
     let mut outcome = Outcome::default();
     for step in 0..3 {
-        let rows = model.config.segment * BATCH;
-        let (inputs, targets) = (
-            ids(rows, model.config.vocab, &format!("in{step}")),
-            ids(rows, model.config.vocab, &format!("out{step}")),
-        );
-        let segment = Segment {
-            inputs: &inputs,
-            targets: &targets,
-            batch: BATCH,
-        };
+        let text = text(model, step);
         grads.fill(T::ZERO);
-        outcome = model.train(data, &mut grads, segment, &mut memory, pass, &mut pool);
+        outcome = model.train(data, &mut grads, segment(&text), &mut memory, pass, &mut pool);
     }
     pool.reset_peak();
     assert_eq!(pool.peak_bytes(), 0, "a buffer was not given back");
@@ -81,20 +86,18 @@ fn run<T: Scalar>(model: &TransformerXl, data: &[T], pass: &Pass) -> (Outcome, V
 
 /// Loss of the last segment with memory made under `data`, which finite differences must not change.
 fn last_loss(model: &TransformerXl, data: &[f64], memory: &Memory<f64>, pass: &Pass) -> f64 {
-    let rows = model.config.segment * BATCH;
-    let (inputs, targets) = (
-        ids(rows, model.config.vocab, "in2"),
-        ids(rows, model.config.vocab, "out2"),
-    );
-    let segment = Segment {
-        inputs: &inputs,
-        targets: &targets,
-        batch: BATCH,
-    };
+    let text = text(model, 2);
     let mut grads = model.layout.zeros();
     let mut memory = memory.clone();
     model
-        .train(data, &mut grads, segment, &mut memory, pass, &mut Pool::default())
+        .train(
+            data,
+            &mut grads,
+            segment(&text),
+            &mut memory,
+            pass,
+            &mut Pool::default(),
+        )
         .loss
         * pass.scale
 }
@@ -103,17 +106,8 @@ fn memory_before_last(model: &TransformerXl, data: &[f64], pass: &Pass) -> Memor
     let (mut pool, mut memory) = (Pool::default(), Memory::empty(model.config.layers));
     let mut grads = model.layout.zeros();
     for step in 0..2 {
-        let rows = model.config.segment * BATCH;
-        let (inputs, targets) = (
-            ids(rows, model.config.vocab, &format!("in{step}")),
-            ids(rows, model.config.vocab, &format!("out{step}")),
-        );
-        let segment = Segment {
-            inputs: &inputs,
-            targets: &targets,
-            batch: BATCH,
-        };
-        model.train(data, &mut grads, segment, &mut memory, pass, &mut pool);
+        let text = text(model, step);
+        model.train(data, &mut grads, segment(&text), &mut memory, pass, &mut pool);
     }
     memory
 }

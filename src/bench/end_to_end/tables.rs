@@ -118,34 +118,21 @@ fn ratio_table(series: &[Series]) -> Result<Table> {
     ]));
     let mut table = Table::new("ratios", columns);
     for numerator in series {
-        let others = series
-            .iter()
-            .filter(|s| (s.phase, s.tokens) == (numerator.phase, numerator.tokens) && s.name != numerator.name);
-        if numerator.name == Baseline::NAME {
-            for other in others {
-                push_ratio(
-                    &mut table,
-                    "whole",
-                    numerator,
-                    other,
-                    &numerator.total_s,
-                    &other.total_s,
-                )?;
-            }
-        } else if numerator.name == "dense" {
-            for other in others.filter(|s| s.name != Baseline::NAME) {
-                push_ratio(
-                    &mut table,
-                    "whole",
-                    numerator,
-                    other,
-                    &numerator.total_s,
-                    &other.total_s,
-                )?;
-                if let (Some(dense), Some(parts)) = (&numerator.parts, &other.parts) {
-                    let (dense, parts) = (dense.attention_s(), parts.attention_s());
-                    push_ratio(&mut table, "attention", numerator, other, &dense, &parts)?;
-                }
+        if ![Baseline::NAME, "dense"].contains(&numerator.name.as_str()) {
+            continue;
+        }
+        let others = series.iter().filter(|s| {
+            (s.phase, s.tokens) == (numerator.phase, numerator.tokens)
+                && s.name != numerator.name
+                && s.name != Baseline::NAME
+        });
+        for other in others {
+            let totals = (&numerator.total_s, &other.total_s);
+            push_ratio(&mut table, "whole", numerator, other, totals.0, totals.1)?;
+            // Those of another program do not tell its parts apart.
+            if let (Some(above), Some(below)) = (&numerator.parts, &other.parts) {
+                let parts = (above.attention_s(), below.attention_s());
+                push_ratio(&mut table, "attention", numerator, other, &parts.0, &parts.1)?;
             }
         }
     }

@@ -8,10 +8,9 @@ mod perplexity;
 mod variants;
 
 use super::Context;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::exit::Outcome;
 use clap::{Args, Subcommand};
-use std::path::Path;
 
 /// Arguments of `tokselect bench`.
 #[derive(Debug, Args)]
@@ -79,21 +78,6 @@ fn parse_length(text: &str) -> std::result::Result<usize, String> {
         .and_then(|number| number.checked_mul(factor))
         .filter(|length| (1..=most).contains(length))
         .ok_or_else(|| "pass tokens, 1 or more, such as 4096, 4k or 1m".to_owned())
-}
-
-/// The error of a run that was stopped with `finished` samples in `output`.
-pub(super) fn interruption(output: Option<&Path>, finished: usize) -> Error {
-    match output {
-        Some(path) => Error::interrupted(format!(
-            "interrupted; {finished} finished samples are kept in `{}`",
-            path.display()
-        ))
-        .help("run the same command again to go on"),
-        None => Error::interrupted(format!(
-            "interrupted; the {finished} finished samples are in the tables"
-        ))
-        .help("pass `--output DIR` to keep finished samples and go on later"),
-    }
 }
 
 #[cfg(test)]

@@ -1,24 +1,25 @@
 //! `tokselect bench perplexity`: one text, several policies, side by side.
 
 use super::variants::{VariantArgs, Variants};
-use super::{interruption, parse_length, positive};
+use super::{parse_length, positive};
 use crate::bytes::human_bytes;
 use crate::cli::Context;
 use crate::cli::arguments::{ModelArgs, OutputArgs, tokens};
 use crate::cli::loading::{self, Language, Located};
 use crate::cli::prompts::{name, read_text};
+use crate::cli::run_output::RunOutput;
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{Reading, WindowRecord, generated_text, score_window, tables};
 use crate::eval::runner::Variant;
 use crate::exit::Outcome;
 use crate::kernels::cpu::Cpu;
-use crate::manifest::{Manifest, config_hash, sha256};
+use crate::manifest::{Manifest, sha256};
 use crate::model::chat_template::ChatTemplateChoice;
 use crate::model::decoder::{Session, SessionLimits};
 use crate::model::memory_plan::{MemoryPlan, available_bytes};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::TensorSource;
-use crate::report::{Column, Format, Measured, MemorySink, Report, RunDirectory, SampleSink, Table};
+use crate::report::{Column, Format, Measured, Report, SampleSink, Table};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -349,19 +350,9 @@ pub(super) fn run(args: &PerplexityArgs, context: &Context) -> Result<Outcome> {
     }
     let config = effective_config(&plan, args);
     let mut manifest = Manifest::begin(rayon::current_num_threads());
-    // One row per window and policy: few enough to keep.
-    let mut memory_sink = MemorySink::new(config_hash(&Value::Object(config.clone())));
-    let mut directory = None;
-    if let Some(output) = &args.output.output {
-        let opened = RunDirectory::open_or_resume(output, COMMAND, &config)?;
-        let notices = opened.notices().iter();
-        notices.for_each(|notice| context.printer.warning(notice));
-        directory = Some(opened);
-    }
-    let sink: &mut dyn SampleSink = match &mut directory {
-        Some(directory) => directory,
-        None => &mut memory_sink,
-    };
+    // One row per window and policy: few enough to keep in memory.
+    let mut output = RunOutput::open(&args.output, COMMAND, &config, context)?;
+    let sink = output.sink();
     let interrupted = measure(&plan, sink, context)?;
     let mut records = Vec::new();
     sink.for_each(&mut |sample| {
@@ -369,7 +360,13 @@ pub(super) fn run(args: &PerplexityArgs, context: &Context) -> Result<Outcome> {
         Ok(())
     })?;
     let (table, timing, aggregates) = tables(&mut records, &plan.names(), plan.variants.reference, args.text.seed)?;
-    loading::fill_manifest(&mut manifest, &plan.located, &plan.tokenizer, None, directory.is_some())?;
+    loading::fill_manifest(
+        &mut manifest,
+        &plan.located,
+        &plan.tokenizer,
+        None,
+        output.directory.is_some(),
+    )?;
     manifest.data_sha256 = Measured::Value(plan.text_sha256.clone());
     manifest.seeds.insert("resampling".into(), args.text.seed);
     manifest.finish();
@@ -379,18 +376,9 @@ pub(super) fn run(args: &PerplexityArgs, context: &Context) -> Result<Outcome> {
     report.details = json!({"memory_plan": plan.memory, "timing": timing});
     report.samples.count = records.len() as u64;
     report.interrupted = interrupted;
-    if let Some(directory) = &directory {
-        directory.write_report(&mut report)?;
-    }
-    if let Some(format) = args.output.format {
-        context.printer.report(&report, format)?;
-    } else {
-        report.aggregates = Vec::new();
-        report.tables.push(timing);
-        context.printer.report(&report, Format::Table)?;
-    }
+    output.finish(report, Some(timing))?;
     if interrupted {
-        return Err(interruption(args.output.output.as_deref(), records.len()));
+        return Err(output.interruption(records.len()));
     }
     Ok(Outcome::Done)
 }

@@ -6,6 +6,7 @@ use crate::cli::Context;
 use crate::cli::arguments::{ModelArgs, OutputArgs, at_least_one};
 use crate::cli::device;
 use crate::cli::loading::{self, Language, Located};
+use crate::cli::run_output::RunOutput;
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::kernels::Device;
@@ -20,10 +21,10 @@ use crate::model::weights::key_tensor;
 use crate::probe::clusters::Clustering;
 use crate::probe::key_space::{Preparation, Rows};
 use crate::probe::kmeans::{self, Distance, KMeans, KMeansConfig, Place};
-use crate::report::{Cell, Column, Format, Measured, Report, RunDirectory, SampleSink, Table};
+use crate::report::{Cell, Column, Format, Measured, Report, SampleSink, Table};
 use clap::Args;
 use rayon::prelude::*;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -272,12 +273,6 @@ fn check_memory(args: &ClustersArgs, vocab_size: usize, dim: usize, clusters: us
     }
 }
 
-/// Where the run keeps its report, if it does.
-fn open_directory(output: &OutputArgs, settings: &Map<String, Value>) -> Result<Option<RunDirectory>> {
-    let open = |path: &PathBuf| RunDirectory::open_or_resume(path, COMMAND, settings);
-    output.output.as_ref().map(open).transpose()
-}
-
 /// `--dry-run`: the plan as a table, or as JSON.
 fn print_plan(
     located: &Located,
@@ -353,7 +348,7 @@ pub(super) fn run(args: &ClustersArgs, context: &Context) -> Result<Outcome> {
         return Err(Error::bug("settings are an object"));
     };
     let mut manifest = Manifest::begin(rayon::current_num_threads());
-    let mut directory = open_directory(&args.output, &settings)?;
+    let mut output = RunOutput::open(&args.output, COMMAND, &settings, context)?;
     let found = if let Some(clustering) = imported {
         Found {
             clustering,
@@ -368,7 +363,7 @@ pub(super) fn run(args: &ClustersArgs, context: &Context) -> Result<Outcome> {
     let keys = Rows::load(&located.config, weights.as_ref())?;
     let distances = distances(&keys, &found.clustering);
     if let Some(tokenizer) = tokenizer {
-        loading::fill_manifest(&mut manifest, &located, tokenizer, None, directory.is_some())?;
+        loading::fill_manifest(&mut manifest, &located, tokenizer, None, output.directory.is_some())?;
     }
     manifest.seeds.insert("kmeans".into(), means.seed);
     manifest.data_sha256 = Measured::missing("the keys are the model's");
@@ -388,7 +383,7 @@ pub(super) fn run(args: &ClustersArgs, context: &Context) -> Result<Outcome> {
         "repaired": found.means.as_ref().map(|m| m.repaired),
         "ids_sha256": found.clustering.hash(),
     });
-    if let Some(directory) = &mut directory {
+    if let Some(directory) = &mut output.directory {
         let row = json!({"sizes": found.clustering.sizes()});
         if !directory.is_done("clusters", "sizes") {
             directory.append("clusters", "sizes", row)?;

@@ -4,14 +4,14 @@ use super::engine::Engine;
 use crate::bytes::human_bytes;
 use crate::cli::Context;
 use crate::cli::arguments::OutputArgs;
-use crate::cli::bench::interruption;
 use crate::cli::loading;
+use crate::cli::run_output::RunOutput;
 use crate::error::{Error, Kind, Result};
 use crate::exit::Outcome;
-use crate::manifest::{Manifest, config_hash};
+use crate::manifest::Manifest;
 use crate::probe::judge::{Judge, Verdict};
 use crate::probe::lists::Question;
-use crate::report::{Aggregate, Column, Format, Measured, MemorySink, Report, RunDirectory, Sample, SampleSink, Table};
+use crate::report::{Aggregate, Column, Format, Measured, Report, Sample, SampleSink, Table};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 
@@ -42,9 +42,7 @@ pub(super) struct Run<'a> {
     command: &'static str,
     config: Map<String, Value>,
     manifest: Manifest,
-    directory: Option<RunDirectory>,
-    memory: MemorySink,
-    output: &'a OutputArgs,
+    output: RunOutput<'a>,
     context: &'a Context,
 }
 
@@ -57,30 +55,17 @@ impl<'a> Run<'a> {
         context: &'a Context,
     ) -> Result<Self> {
         let manifest = Manifest::begin(rayon::current_num_threads());
-        let memory = MemorySink::new(config_hash(&Value::Object(config.clone())));
-        let mut directory = None;
-        if let Some(path) = &output.output {
-            let opened = RunDirectory::open_or_resume(path, command, &config)?;
-            let notices = opened.notices().iter();
-            notices.for_each(|notice| context.printer.warning(notice));
-            directory = Some(opened);
-        }
         Ok(Self {
             command,
+            output: RunOutput::open(output, command, &config, context)?,
             config,
             manifest,
-            directory,
-            memory,
-            output,
             context,
         })
     }
 
     pub fn sink(&mut self) -> &mut dyn SampleSink {
-        match &mut self.directory {
-            Some(directory) => directory,
-            None => &mut self.memory,
-        }
+        self.output.sink()
     }
 
     /// All samples but verdicts.
@@ -111,7 +96,7 @@ impl<'a> Run<'a> {
             &engine.located,
             &engine.tokenizer,
             engine.template.as_ref(),
-            self.directory.is_some(),
+            self.output.directory.is_some(),
         )?;
         manifest.data_sha256 = data_sha256;
         for (name, seed) in seeds {
@@ -130,13 +115,13 @@ impl<'a> Run<'a> {
         report.details = Value::Object(details);
         report.samples.count = count as u64;
         report.interrupted = interrupted;
-        if let Some(directory) = &self.directory {
+        if let Some(directory) = &self.output.directory {
             for (name, contents) in &findings.files {
                 directory.write_file(name, contents)?;
             }
             directory.write_report(&mut report)?;
         }
-        if let Some(format) = self.output.format {
+        if let Some(format) = self.output.args.format {
             self.context.printer.report(&report, format)?;
         } else {
             report.aggregates = Vec::new();
@@ -145,8 +130,8 @@ impl<'a> Run<'a> {
             self.context.printer.report(&report, Format::Table)?;
         }
         if interrupted {
-            let error = interruption(self.output.output.as_deref(), count);
-            return Err(match (self.directory, kept - count) {
+            let error = self.output.interruption(count);
+            return Err(match (self.output.directory, kept - count) {
                 (Some(_), verdicts @ 1..) => error.note(format!("and {verdicts} verdicts of the judge")),
                 _ => error,
             });

@@ -1,7 +1,7 @@
 //! `--dump-logits`: the numbers that a parity check compares.
 
-use super::Generation;
 use crate::error::{Error, Result, io_error};
+use crate::model::generate::Generation;
 use crate::report::replace_file;
 use serde_json::json;
 use std::path::Path;

@@ -1,135 +1,39 @@
 //! `tokselect infer`: continue prompts with a real checkpoint, dense or with a selection policy.
 
+mod answer;
+mod arguments;
 mod dump;
 mod summary;
 
+pub use arguments::InferArgs;
+use arguments::PromptArgs;
+
 use super::Context;
-use super::arguments::{ModelArgs, OutputArgs, PolicyArgs, tokens};
 use super::device::ChosenDevice;
 use super::loading::{self, Language, Located};
 use super::prompts::{self, Content, Prompts, token_ids};
+use super::run_output::RunOutput;
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
-use crate::interrupt::Interrupt;
 use crate::manifest::Manifest;
-use crate::model::chat_template::{ChatMessage, ChatTemplate, ChatTemplateChoice};
+use crate::model::chat_template::{ChatMessage, ChatTemplate};
 use crate::model::config::ModelConfig;
-use crate::model::context::{CudaContext, Engine};
-use crate::model::decoder::{Session, SessionLimits};
-use crate::model::generate::{Finish, Generation, Observer, Request, generate};
+use crate::model::context::CudaContext;
+use crate::model::decoder::SessionLimits;
 use crate::model::memory_plan::{MemoryPlan, available_bytes};
 use crate::model::prompt::PromptEncoder;
-use crate::model::sampling::{Sampler, SamplingConfig};
+use crate::model::sampling::SamplingConfig;
 use crate::model::stop::StopStrings;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::TensorSource;
-use crate::printer::{Printer, Progress};
-use crate::report::{MemorySink, Report, RunDirectory, SampleSink};
+use crate::report::Report;
 use crate::selection::PolicyConfig;
-use clap::Args;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Name of the task in sample files.
 const TASK: &str = "infer";
-
-/// Arguments of `tokselect infer`.
-#[derive(Debug, Args)]
-// `--top-k -1` is a wrong value, not an unknown flag `-1`.
-#[command(allow_negative_numbers = true)]
-pub struct InferArgs {
-    #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    prompt: PromptArgs,
-    #[command(flatten)]
-    generation: GenerationArgs,
-    #[command(flatten)]
-    policy: PolicyArgs,
-    #[command(flatten)]
-    output: OutputArgs,
-    /// Compare every selection of a single token with exact attention: recall@k and attention mass kept
-    #[arg(long)]
-    diagnose: bool,
-    /// Write ids, last logits and every selection to this JSON file, for parity checks; one prompt only
-    #[arg(long, value_name = "FILE")]
-    dump_logits: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Prompt")]
-struct PromptArgs {
-    /// The prompt [default: stdin, if it is not a terminal]
-    #[arg(short, long, allow_hyphen_values = true, value_name = "TEXT", group = "source")]
-    prompt: Option<String>,
-    /// Read the prompt from a UTF-8 file, `-` for stdin
-    #[arg(long, value_name = "FILE", group = "source")]
-    prompt_file: Option<PathBuf>,
-    /// Answer every line of a JSONL file with `prompt`, `messages` or `token_ids`; `-` for stdin
-    #[arg(long, value_name = "FILE", group = "source")]
-    prompts: Option<PathBuf>,
-    /// Start from token ids: `1,5,7`, or a file that holds such a list
-    #[arg(long, value_name = "IDS|FILE", group = "source")]
-    token_ids: Option<String>,
-    /// System message, where a chat template is used
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    system: Option<String>,
-    /// Chat template: auto (the model's own, if any), none, or a Jinja file
-    #[arg(long, default_value = "auto", value_name = "auto|none|FILE")]
-    chat_template: ChatTemplateChoice,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Generation")]
-struct GenerationArgs {
-    /// Tokens to generate at most
-    #[arg(short = 'n', long, default_value_t = 256, value_name = "TOKENS", value_parser = tokens())]
-    max_new_tokens: usize,
-    /// Go on after an end-of-text token
-    #[arg(long)]
-    ignore_eos: bool,
-    /// End the text where this string appears; may be repeated
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    stop: Vec<String>,
-    /// Sampling temperature, 0 for greedy
-    #[arg(long, default_value_t = 0.0, value_name = "T", allow_hyphen_values = true)]
-    temperature: f32,
-    /// Sample from this many of the likeliest tokens
-    #[arg(long, value_name = "K")]
-    sample_top_k: Option<usize>,
-    /// Sample from the fewest tokens that reach this probability
-    #[arg(long, value_name = "P", allow_hyphen_values = true)]
-    top_p: Option<f32>,
-    /// Sample from tokens with at least this share of the largest probability
-    #[arg(long, value_name = "P", allow_hyphen_values = true)]
-    min_p: Option<f32>,
-    /// Make tokens already in the text less likely, 1 for off
-    #[arg(long, value_name = "R", allow_hyphen_values = true)]
-    repetition_penalty: Option<f32>,
-    /// Seed of the sampling
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-}
-
-impl GenerationArgs {
-    fn sampling(&self, printer: &Printer) -> Result<SamplingConfig> {
-        let config = SamplingConfig {
-            temperature: self.temperature,
-            top_k: self.sample_top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            seed: self.seed,
-        };
-        config.validate()?;
-        let unused = self.sample_top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
-        if self.temperature == 0.0 && unused {
-            printer.warning("decoding is greedy at temperature 0: --sample-top-k, --top-p and --min-p change nothing");
-        }
-        Ok(config)
-    }
-}
 
 /// A prompt as ids.
 struct Encoded {
@@ -155,6 +59,17 @@ struct Plan {
     device: ChosenDevice,
 }
 
+/// What a run leaves for the report.
+struct Finished {
+    /// Some answer is missing.
+    interrupted: bool,
+    /// Because the reader of stdout has gone, which is no failure.
+    closed: bool,
+    /// The answer that was cut off.
+    partial: Option<Value>,
+    diagnosis: crate::attention::Diagnosis,
+}
+
 pub(super) fn run(args: &InferArgs, context: &Context) -> Result<Outcome> {
     let plan = plan(args, context)?;
     if args.output.dry_run {
@@ -162,28 +77,16 @@ pub(super) fn run(args: &InferArgs, context: &Context) -> Result<Outcome> {
     }
     let config = summary::effective_config(args, &plan);
     let mut manifest = Manifest::begin(rayon::current_num_threads());
-    let mut directory = None;
-    let mut memory_sink = MemorySink::new(crate::manifest::config_hash(&Value::Object(config.clone())));
-    if let Some(output) = &args.output.output {
-        let opened = RunDirectory::open_or_resume(output, "infer", &config)?;
-        opened
-            .notices()
-            .iter()
-            .for_each(|notice| context.printer.warning(notice));
-        directory = Some(opened);
-    }
+    let mut output = RunOutput::open(&args.output, "infer", &config, context)?;
     if let Some(path) = &args.dump_logits {
         dump::check_writable(path)?;
     }
-    let sink: &mut dyn SampleSink = match &mut directory {
-        Some(directory) => directory,
-        None => &mut memory_sink,
-    };
-    let finished = execute(args, &plan, sink, context)?;
+    let sink = output.sink();
+    let finished = answer::execute(args, &plan, sink, context)?;
     let samples = sink.samples()?;
 
-    if directory.is_some() || args.output.format.is_some() {
-        if directory.is_some() {
+    if output.directory.is_some() || args.output.format.is_some() {
+        if output.directory.is_some() {
             // Hashing reads every byte of the model: only a report that stays is worth it.
             loading::record_files(&mut manifest, &plan.located.files, true)?;
         }
@@ -191,7 +94,7 @@ pub(super) fn run(args: &InferArgs, context: &Context) -> Result<Outcome> {
         manifest.finish();
         let mut report = Report::new("infer", context.command_line.clone(), config, manifest);
         summary::fill_report(&mut report, &plan, &finished, &samples);
-        if let Some(directory) = &directory {
+        if let Some(directory) = &output.directory {
             directory.write_report(&mut report)?;
         }
         if let Some(format) = args.output.format {
@@ -426,153 +329,4 @@ fn encode(
         });
     }
     Ok(all)
-}
-
-/// What a run leaves for the report.
-struct Finished {
-    /// Some answer is missing.
-    interrupted: bool,
-    /// Because the reader of stdout has gone, which is no failure.
-    closed: bool,
-    /// The answer that was cut off.
-    partial: Option<Value>,
-    diagnosis: crate::attention::Diagnosis,
-}
-
-/// Prints text as it comes, follows prefill with a bar, and listens for Ctrl-C.
-struct Watcher<'a> {
-    printer: &'a Printer,
-    interrupt: &'a Interrupt,
-    stream: bool,
-    closed: bool,
-    bar: Option<Progress>,
-}
-
-impl Observer for Watcher<'_> {
-    fn prefilled(&mut self, tokens: usize) {
-        if let Some(bar) = &self.bar {
-            bar.advance(tokens as u64);
-        }
-    }
-
-    fn text(&mut self, text: &str) -> Result<()> {
-        self.bar = None;
-        if self.stream {
-            self.closed |= self.printer.write_result(text)?.is_closed();
-        }
-        Ok(())
-    }
-
-    fn stopped(&self) -> bool {
-        self.closed || self.interrupt.is_raised()
-    }
-}
-
-fn execute(args: &InferArgs, plan: &Plan, sink: &mut dyn SampleSink, context: &Context) -> Result<Finished> {
-    let printer = &context.printer;
-    let mut finished = Finished {
-        interrupted: false,
-        closed: false,
-        partial: None,
-        diagnosis: crate::attention::Diagnosis::default(),
-    };
-    let todo: Vec<&Encoded> = plan.prompts.iter().filter(|p| !sink.is_done(TASK, &p.id)).collect();
-    let skipped = plan.prompts.len() - todo.len();
-    if skipped > 0 {
-        printer.warning(&format!(
-            "{skipped} of {} answers are already there; {} to go",
-            plan.prompts.len(),
-            todo.len()
-        ));
-    }
-    if todo.is_empty() {
-        if let Some(path) = &args.dump_logits {
-            return Err(Error::user(format!(
-                "`--dump-logits {}` writes what a run computes, but the answer is already there",
-                path.display()
-            ))
-            .help("choose another `--output` directory, or leave the flag out"));
-        }
-        return Ok(finished);
-    }
-    match &plan.device {
-        ChosenDevice::Cpu(cpu) => answer(*cpu, args, plan, &todo, sink, context, &mut finished)?,
-        ChosenDevice::Cuda(cuda) => answer(cuda.clone(), args, plan, &todo, sink, context, &mut finished)?,
-    }
-    Ok(finished)
-}
-
-/// Answers the prompts of `todo` one after the other.
-fn answer<E: Engine>(
-    device: E,
-    args: &InferArgs,
-    plan: &Plan,
-    todo: &[&Encoded],
-    sink: &mut dyn SampleSink,
-    context: &Context,
-    finished: &mut Finished,
-) -> Result<()> {
-    let printer = &context.printer;
-    let decoder = loading::load_on(device, &plan.located, plan.weights.as_ref(), context)?;
-    let mut session = Session::new(&decoder, &plan.policy, plan.limits)?;
-    if args.dump_logits.is_some() {
-        session.keep_trace();
-    }
-    for prompt in todo {
-        if context.interrupt.is_raised() {
-            finished.interrupted = true;
-            break;
-        }
-        session.reset();
-        let mut watcher = Watcher {
-            printer,
-            interrupt: &context.interrupt,
-            stream: !plan.many && args.output.format.is_none(),
-            closed: false,
-            bar: Some(printer.progress(prompt.ids.len() as u64, "reading the prompt")),
-        };
-        let request = Request {
-            ids: &prompt.ids,
-            max_new_tokens: args.generation.max_new_tokens,
-            eos: &plan.eos,
-            stop: &args.generation.stop,
-            tokenizer: plan.tokenizer.as_ref(),
-        };
-        let mut sampler = Sampler::new(plan.sampling.clone())?;
-        let generation = generate(&mut session, &request, &mut sampler, &mut watcher)?;
-        let closed = watcher.closed;
-        let streamed = watcher.stream;
-        drop(watcher);
-        if streamed && plan.tokenizer.is_none() {
-            printer.write_result(&summary::ids_as_text(&generation.ids))?;
-        }
-        if streamed && !closed {
-            printer.write_result("\n")?;
-        }
-        if let Some(diagnosis) = session.diagnosis() {
-            finished.diagnosis.merge(diagnosis);
-        }
-        let row = summary::sample(prompt, &generation, &session);
-        if generation.finish == Finish::Interrupted {
-            finished.interrupted = true;
-            finished.closed = closed;
-            finished.partial = Some(row);
-            break;
-        }
-        if let Some(path) = &args.dump_logits {
-            dump::write(path, &prompt.ids, &generation)?;
-        }
-        summary::print_speed(&generation, prompt.ids.len(), printer);
-        // Kept before it is printed: a full or closed stdout loses no answer.
-        sink.append(TASK, &prompt.id, row)?;
-        if plan.many && args.output.format.is_none() {
-            let line = json!({"id": prompt.id, "text": generation.text, "finish": generation.finish});
-            if printer.line(&line.to_string())?.is_closed() {
-                finished.closed = true;
-                finished.interrupted = plan.prompts.iter().any(|p| !sink.is_done(TASK, &p.id));
-                break;
-            }
-        }
-    }
-    Ok(())
 }

@@ -7,12 +7,13 @@ mod figure;
 mod watch;
 
 use crate::bytes::human_bytes;
+use crate::cli::run_output::RunOutput;
 use crate::cli::{Context, device};
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::manifest::{Manifest, config_hash};
 use crate::model::sampling::SamplingConfig;
-use crate::report::{Aggregate, Column, Format, Measured, MemorySink, Report, RunDirectory, SampleSink, Table};
+use crate::report::{Aggregate, Column, Format, Measured, Report, SampleSink, Table};
 use crate::train::attention::AttentionKind;
 use crate::train::comparison;
 use crate::train::engine::Place;
@@ -296,20 +297,8 @@ pub(super) fn run(args: &RcmhaTrainArgs, context: &Context) -> Result<Outcome> {
     }
     let config = effective_config(&plan, args);
     let mut manifest = Manifest::begin(rayon::current_num_threads());
-    let mut memory_sink = MemorySink::new(config_hash(&Value::Object(config.clone())));
-    let mut directory = None;
-    if let Some(output) = &args.output.output.output {
-        let opened = RunDirectory::open_or_resume(output, COMMAND, &config)?;
-        opened
-            .notices()
-            .iter()
-            .for_each(|notice| context.printer.warning(notice));
-        directory = Some(opened);
-    }
-    let sink: &mut dyn SampleSink = match &mut directory {
-        Some(directory) => directory,
-        None => &mut memory_sink,
-    };
+    let mut output = RunOutput::open(&args.output.output, COMMAND, &config, context)?;
+    let sink = output.sink();
     let interrupted = measure(&plan, args, sink, context)?;
     let runs = load(sink)?;
     manifest.data_sha256 = Measured::Value(plan.text.sha256.clone());
@@ -328,7 +317,7 @@ pub(super) fn run(args: &RcmhaTrainArgs, context: &Context) -> Result<Outcome> {
     report.details = json!({"data": plan.data});
     report.samples.count = runs.len() as u64;
     report.interrupted = interrupted;
-    if let Some(directory) = &directory {
+    if let Some(directory) = &output.directory {
         if let Some(svg) = figure::curves(&runs, &plan.kinds)? {
             directory.write_file("figure.svg", svg.as_bytes())?;
         }

@@ -2,8 +2,9 @@
 
 use super::score::letter_of;
 use super::{METRICS, PromptSet, Subtask, score};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::eval::jsonl::{JsonLines, Record};
+use crate::eval::loaded::{Asked, row};
 use crate::eval::prompt::{Frame, frame};
 use crate::eval::{Example, Metric, Request, Task};
 use crate::hub::{DataFile, HubOptions, SourceRecord, resolve_data};
@@ -187,38 +188,24 @@ impl Task for InfiniteBench {
     }
 
     fn example(&self, request: &Request<'_>) -> Result<Example> {
-        if request.depth.is_some() {
-            return Err(no_depth(self.name()));
-        }
-        let record = self.lines.record(request.index)?;
+        let record = row(self.name(), &self.lines, request)?;
         let context = record
             .text("context")
             .or_else(|error| record.text("content").map_err(|_| error))?;
         let options = record.optional_texts("options")?;
-        let answers = self.answers(&record, &options)?;
-        let frame = self.frame(&record, &options)?;
-        let prompt = frame
-            .fitted(context, request.length, self.max_new_tokens(), request.tokens)
-            .map_err(|error| error.note(record.place()))?;
-        Ok(Example {
-            id: format!("{:04}", request.index),
-            prompt,
-            answer_prefix: String::new(),
-            answers,
+        let asked = Asked {
+            answers: self.answers(&record, &options)?,
+            frame: self.frame(&record, &options)?,
+            context,
             options,
-            depth: None,
-        })
+        };
+        asked.example(&record, request, self.max_new_tokens())
     }
 
     fn score(&self, example: &Example, answer: &str) -> Vec<f64> {
         let scores = score(self.subtask, answer, &example.answers, &example.options);
         vec![scores.official, scores.token_select]
     }
-}
-
-/// The refusal of a depth by a loaded task.
-pub(crate) fn no_depth(task: &str) -> Error {
-    Error::user(format!("`{task}` is loaded: its needles lie where they lie")).help("leave the depths out")
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ mod score;
 mod subtask;
 
 pub use generate::{GENERATED, GenerateSettings, generate};
-pub(crate) use loaded::no_depth;
 pub use loaded::{InfiniteBench, load};
 pub use prompts::PromptSet;
 pub use score::{Scores, score};

@@ -3,8 +3,8 @@
 use super::Subtask;
 use super::prompts::template;
 use crate::error::{Error, Result};
-use crate::eval::infinite_bench::no_depth;
 use crate::eval::jsonl::JsonLines;
+use crate::eval::loaded::{Asked, row};
 use crate::eval::prompt::{frame, without_blank_lines};
 use crate::eval::scorers::paragraph;
 use crate::eval::{Example, Metric, Request, Task};
@@ -132,10 +132,7 @@ impl Task for LongBench {
     }
 
     fn example(&self, request: &Request<'_>) -> Result<Example> {
-        if request.depth.is_some() {
-            return Err(no_depth(self.name()));
-        }
-        let record = self.lines.record(request.index)?;
+        let record = row(self.name(), &self.lines, request)?;
         let template = self.prompts.template(self.subtask);
         let input = if template.contains("{input}") {
             record.text("input")?
@@ -153,19 +150,13 @@ impl Task for LongBench {
         if self.subtask == Subtask::Trec && options.is_empty() {
             return Err(record.fault("all_classes", "is missing or empty"));
         }
-        let frame = frame(&template, &[("input", input)])?;
-        let context = record.text("context")?;
-        let prompt = frame
-            .fitted(context, request.length, self.max_new_tokens(), request.tokens)
-            .map_err(|error| error.note(record.place()))?;
-        Ok(Example {
-            id: format!("{:04}", request.index),
-            prompt,
-            answer_prefix: String::new(),
+        let asked = Asked {
+            frame: frame(&template, &[("input", input)])?,
+            context: record.text("context")?,
             answers,
             options,
-            depth: None,
-        })
+        };
+        asked.example(&record, request, self.max_new_tokens())
     }
 
     fn score(&self, example: &Example, answer: &str) -> Vec<f64> {

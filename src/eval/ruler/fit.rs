@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use crate::error::{Error, Result};
-use crate::eval::CountTokens;
+use crate::eval::{CountTokens, Example};
 
 /// A prompt under construction.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,6 +12,20 @@ pub(crate) struct Draft {
     pub answer_prefix: String,
     pub answers: Vec<String>,
     pub depth: Option<f64>,
+}
+
+impl Draft {
+    /// The finished example.
+    pub fn example(self, id: String) -> Example {
+        Example {
+            id,
+            prompt: self.prompt,
+            answer_prefix: self.answer_prefix,
+            answers: self.answers,
+            options: Vec::new(),
+            depth: self.depth,
+        }
+    }
 }
 
 /// What a prompt must fit into.

@@ -237,14 +237,7 @@ impl Task for RulerTask {
             Kind::FrequentWords(s) => s.draft(&place, request)?,
             Kind::QuestionAnswering(s) => s.draft(&place, request, &self.material)?,
         };
-        Ok(Example {
-            id: place.id(),
-            prompt: draft.prompt,
-            answer_prefix: draft.answer_prefix,
-            answers: draft.answers,
-            options: Vec::new(),
-            depth: draft.depth,
-        })
+        Ok(draft.example(place.id()))
     }
 
     fn exported(&self, request: &Request<'_>, example: &Example) -> Result<serde_json::Value> {

@@ -6,15 +6,14 @@
 //! whether the selection cache hits is decided on the device.
 
 mod inspect;
+mod prompt;
 
-pub(crate) use inspect::Stage;
+pub(crate) use prompt::Stage;
 
 use super::{AttentionContext, Chunk, ContextBytes};
 use crate::error::{Error, Result};
-use crate::kernels::cuda::attention::{
-    AttentionKernels, DenseScratch, DeviceRope, Keys, LayerStore, PackedLists, QueryChunks,
-};
-use crate::kernels::cuda::select::{MAX_CHUNKS, SelectInput, SelectKernels, SelectPlan, SelectScratch, SelectSettings};
+use crate::kernels::cuda::attention::{AttentionKernels, DenseScratch, DeviceRope, LayerStore, PackedLists};
+use crate::kernels::cuda::select::{MAX_CHUNKS, SelectKernels, SelectPlan, SelectScratch, SelectSettings};
 use crate::kernels::cuda::step::{StepInput, StepKernels, StepSettings, StepState};
 use crate::kernels::cuda::{Cuda, CudaBuffer, ELEMENT_BYTES, Memory};
 use crate::kernels::{AttentionShape, Positions, ScoreDtype};
@@ -281,70 +280,6 @@ impl CudaContext {
             self.kernels
                 .dense_step(qkv, store, stored, &self.rope, window, scratch, out);
         }
-    }
-
-    /// Rows of a prompt.
-    fn attend_prompt(&self, layer: usize, qkv: &CudaBuffer, rows: usize, out: &CudaBuffer) -> Result<()> {
-        let store = &self.layers[layer];
-        let before = self.pass_array(PassArray::Before);
-        let first_positions = self.pass_array(PassArray::FirstPosition);
-        let (rows_of, stored) = (self.pass_array(PassArray::Rows), self.pass_array(PassArray::Stored));
-        self.kernels
-            .append(qkv, rows, before, &self.rope, self.selecting.is_none(), store);
-        self.kernels
-            .quantize(store, before, self.pass_array(PassArray::Count), self.capacity);
-        let Some(selecting) = &self.selecting else {
-            let chunks = QueryChunks {
-                qkv,
-                rotated: &self.rotated,
-                first_positions,
-                rope: &self.rope,
-                chunks: 1,
-                rows,
-                rows_of,
-                lengths: stored,
-                window: self.windows[layer],
-            };
-            return self
-                .kernels
-                .attend_chunks(&chunks, &Keys::Stored(store, self.capacity), out);
-        };
-        let chunks = rows.div_ceil(self.chunk_rows);
-        let input = SelectInput {
-            qkv,
-            keys: &store.keys,
-            chunks,
-            rows: self.chunk_rows,
-            stored,
-            rows_of,
-        };
-        let scratch = &selecting.scratch;
-        selecting
-            .select_kernels
-            .select(&input, &selecting.select, &self.rope, scratch);
-        let lengths = scratch.lengths.start();
-        self.kernels.pack(
-            store,
-            &scratch.lists,
-            scratch.stride,
-            lengths,
-            chunks,
-            &self.rope,
-            &selecting.packed,
-        );
-        let chunks = QueryChunks {
-            qkv,
-            rotated: &self.rotated,
-            first_positions,
-            rope: &self.rope,
-            chunks,
-            rows: self.chunk_rows,
-            rows_of,
-            lengths,
-            window: self.windows[layer],
-        };
-        self.kernels
-            .attend_chunks(&chunks, &Keys::Packed(&selecting.packed), out)
     }
 }
 

@@ -21,6 +21,11 @@ const SHOWN: usize = 600;
 const LONGEST: u64 = 1 << 20;
 /// Lines that are read before they are asked for.
 const AHEAD: usize = 64;
+/// Help where the verdicts so far are those of the questions that were asked.
+const SOUND: &str = "verdicts so far are kept with `--output`; mend the judge and run the same command again";
+/// Help where they may not be: surplus lines can have been taken for answers before they were noticed.
+const DOUBTFUL: &str = "some of its verdicts so far may be of other questions: mend the judge and judge again into a fresh \
+                        `--output`, since a run that goes on in the same one keeps them";
 /// How often an interruption is looked for while a verdict is awaited.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -145,9 +150,9 @@ impl<'s> CommandJudge<'s> {
         let _ = self.child.wait();
     }
 
-    /// The error of a judge that does not go on: what it was asked, how it ended, what it wrote to stderr. An interruption
-    /// where that was asked for, whatever has become of the judge.
-    fn failed(&mut self, what: &str, asked: &str) -> Error {
+    /// The error of a judge that does not go on: what it was asked, how it ended, what it wrote to stderr, `help`. An
+    /// interruption where that was asked for, whatever has become of the judge.
+    fn failed(&mut self, what: &str, asked: &str, help: &str) -> Error {
         // It may be about to end, and to say why on its way out; and a signal may have reached the judge first.
         sleep(TICK);
         if (self.stopped)() {
@@ -170,7 +175,7 @@ impl<'s> CommandJudge<'s> {
         if !said.is_empty() {
             error = error.note(format!("it wrote: {said}"));
         }
-        error.help("verdicts so far are kept with `--output`; mend the judge and run the same command again")
+        error.help(help)
     }
 
     /// The next line, waited for as long as a verdict may take; `None` for an interruption.
@@ -197,11 +202,11 @@ impl Judge for CommandJudge<'_> {
                 "wrote `{}` before it was asked: one line answers one question",
                 shown(&text)
             );
-            return Err(self.failed(&what, &asked));
+            return Err(self.failed(&what, &asked, DOUBTFUL));
         }
         let sent = self.questions.as_ref().map(|to| to.try_send(format!("{asked}\n")));
         if let Some(Err(TrySendError::Full(_))) = sent {
-            return Err(self.failed("does not read questions any more", &asked));
+            return Err(self.failed("does not read questions any more", &asked, DOUBTFUL));
         }
         let Some(reply) = self.reply() else {
             return Err(Error::interrupted("interrupted"));
@@ -211,19 +216,19 @@ impl Judge for CommandJudge<'_> {
                 let reply: Reply = serde_json::from_str(text.trim()).map_err(|_| {
                     let shown = shown(&text);
                     let what = format!("answered `{shown}`, not {{\"correct\": true}} or {{\"correct\": false}}");
-                    self.failed(&what, &asked)
+                    self.failed(&what, &asked, SOUND)
                 })?;
                 Ok(Verdict {
                     correct: reply.correct,
                     member: question.find(answer).map(|at| question.answers[at].clone()),
                 })
             }
-            Ok(Err(error)) => Err(self.failed(&format!("cannot be read: {error}"), &asked)),
+            Ok(Err(error)) => Err(self.failed(&format!("cannot be read: {error}"), &asked, SOUND)),
             Err(RecvTimeoutError::Timeout) => {
                 let what = format!("has not answered within {} s", self.timeout.as_secs_f64());
-                Err(self.failed(&what, &asked))
+                Err(self.failed(&what, &asked, SOUND))
             }
-            Err(RecvTimeoutError::Disconnected) => Err(self.failed("ended without an answer", &asked)),
+            Err(RecvTimeoutError::Disconnected) => Err(self.failed("ended without an answer", &asked, SOUND)),
         }
     }
 }
@@ -286,6 +291,7 @@ mod tests {
             assert_eq!(error.exit_code(), 3, "{error}");
             assert!(error.to_string().contains(wanted), "{line}: {error}");
             assert!(error.to_string().contains("asked: "), "{line}: {error}");
+            assert!(error.to_string().contains("same command again"), "{line}: {error}");
             assert!(
                 started.elapsed() < Duration::from_secs(5),
                 "{line} took {:?}",
@@ -307,6 +313,9 @@ mod tests {
                 error.contains("before it was asked") || error.contains("does not read"),
                 "{error}"
             );
+            // Going on would keep verdicts that belong to other questions.
+            assert!(error.contains("a fresh `--output`"), "{error}");
+            assert!(!error.contains("same command again"), "{error}");
         }
     }
 

@@ -16,10 +16,11 @@ pub(super) use long_bench::{LongBenchArgs, run as run_long_bench};
 pub(super) use ruler::{RulerArgs, run as run_ruler};
 
 use super::variants::VariantArgs;
-use super::{interruption, parse_length, positive};
+use super::{parse_length, positive};
 use crate::cli::Context;
 use crate::cli::arguments::{ModelArgs, OutputArgs};
 use crate::cli::loading;
+use crate::cli::run_output::RunOutput;
 use crate::error::{Error, Result};
 use crate::eval::Task;
 use crate::eval::passkey::Passkey;
@@ -31,7 +32,7 @@ use crate::model::chat_template::{ChatTemplate, ChatTemplateChoice};
 use crate::model::prompt::PromptEncoder;
 use crate::model::tokenizer::Tokenizer;
 use crate::printer::Progress;
-use crate::report::{Format, KeySink, Measured, Report, RunDirectory, SampleSink};
+use crate::report::{KeySink, Measured, Report, SampleSink};
 use clap::{Args, ValueEnum};
 use plan::Plan;
 use serde_json::{Map, Value, json};
@@ -238,20 +239,9 @@ fn data_sha256(plan: &Plan) -> Measured<String> {
 fn execute(plan: &Plan, args: &AccuracyArgs, context: &Context) -> Result<Outcome> {
     let config = plan::effective_config(plan, args);
     let mut manifest = Manifest::begin(rayon::current_num_threads());
-    let mut keys = KeySink::default();
-    let mut directory = None;
-    if let Some(output) = &args.output.output {
-        let opened = RunDirectory::open_or_resume(output, plan.command, &config)?;
-        opened
-            .notices()
-            .iter()
-            .for_each(|notice| context.printer.warning(notice));
-        directory = Some(opened);
-    }
-    let sink: &mut dyn SampleSink = match &mut directory {
-        Some(directory) => directory,
-        None => &mut keys,
-    };
+    let keys = Box::new(KeySink::default());
+    let mut output = RunOutput::open_or(keys, &args.output, plan.command, &config, context)?;
+    let sink = output.sink();
     let (mut records, interrupted) = answer(plan, sink, context)?;
     let statistics = Statistics::of(&plan.grid, &mut records, plan.variants.reference)?;
 
@@ -260,7 +250,7 @@ fn execute(plan: &Plan, args: &AccuracyArgs, context: &Context) -> Result<Outcom
         &plan.located,
         &plan.tokenizer,
         plan.template.as_ref(),
-        directory.is_some(),
+        output.directory.is_some(),
     )?;
     manifest.data_sha256 = data_sha256(plan);
     manifest.seeds.insert("examples".into(), plan.grid.seed);
@@ -276,22 +266,14 @@ fn execute(plan: &Plan, args: &AccuracyArgs, context: &Context) -> Result<Outcom
     });
     report.samples.count = records.len() as u64;
     report.interrupted = interrupted;
-    if let Some(directory) = &directory {
+    if let Some(directory) = &output.directory {
         for (name, svg) in figures::figures(&statistics.lines, &statistics.heats)? {
             directory.write_file(&name, svg.as_bytes())?;
         }
-        directory.write_report(&mut report)?;
     }
-    if let Some(format) = args.output.format {
-        context.printer.report(&report, format)?;
-    } else {
-        // The aggregates repeat the tables; times are for people, so they stand below.
-        report.aggregates = Vec::new();
-        report.tables.push(statistics.timing);
-        context.printer.report(&report, Format::Table)?;
-    }
+    output.finish(report, Some(statistics.timing))?;
     if interrupted {
-        return Err(interruption(args.output.output.as_deref(), records.len()));
+        return Err(output.interruption(records.len()));
     }
     Ok(Outcome::Done)
 }

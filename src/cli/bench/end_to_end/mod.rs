@@ -9,11 +9,11 @@ use crate::cli::arguments::{ModelArgs, OutputArgs, PolicyArgs, PolicyName};
 use crate::cli::bench::gpu::{self, GpuArgs};
 use crate::cli::bench::{parse_length, positive};
 use crate::cli::loading;
-use crate::error::{Error, Result};
+use crate::cli::run_output::RunOutput;
+use crate::error::Result;
 use crate::exit::Outcome;
-use crate::manifest::config_hash;
 use crate::model::memory_plan::available_bytes;
-use crate::report::{Format, MemorySink, Report, RunDirectory, SampleSink};
+use crate::report::{Report, SampleSink};
 use clap::Args;
 use plan::Plan;
 use serde_json::{Map, Value, json};
@@ -201,24 +201,12 @@ fn measure(plan: &Plan, args: &EndToEndArgs, sink: &mut dyn SampleSink, context:
 }
 
 fn execute(mut plan: Plan, config: Map<String, Value>, args: &EndToEndArgs, context: &Context) -> Result<Outcome> {
-    let mut directory = None;
-    let mut memory_sink = MemorySink::new(config_hash(&Value::Object(config.clone())));
-    if let Some(output) = &args.output.output {
-        let opened = RunDirectory::open_or_resume(output, COMMAND, &config)?;
-        opened
-            .notices()
-            .iter()
-            .for_each(|notice| context.printer.warning(notice));
-        directory = Some(opened);
-    }
-    let sink: &mut dyn SampleSink = match &mut directory {
-        Some(directory) => directory,
-        None => &mut memory_sink,
-    };
+    let mut output = RunOutput::open(&args.output, COMMAND, &config, context)?;
+    let sink = output.sink();
     let ended = measure(&plan, args, sink, context)?;
     let samples = sink.samples()?;
 
-    if directory.is_some() {
+    if output.directory.is_some() {
         loading::record_files(&mut plan.manifest, &plan.located.files, args.model.model.is_some())?;
     }
     plan.manifest.seeds.insert("bench".into(), plan.settings.seed);
@@ -233,31 +221,10 @@ fn execute(mut plan: Plan, config: Map<String, Value>, args: &EndToEndArgs, cont
         "compare": plan.baseline.as_ref().map(|baseline| &baseline.provenance),
     });
     report.interrupted = ended == Ended::Interrupted;
-    if let Some(directory) = &directory {
-        directory.write_report(&mut report)?;
-    }
-    if let Some(format) = args.output.format {
-        context.printer.report(&report, format)?;
-    } else {
-        // People read medians in the tables; the aggregates repeat them with their intervals.
-        let aggregates = std::mem::take(&mut report.aggregates);
-        context.printer.report(&report, Format::Table)?;
-        report.aggregates = aggregates;
-    }
+    output.finish(report, None)?;
     checks::verdict(&samples)?;
     if ended == Ended::Interrupted {
-        let error = Error::interrupted(match &args.output.output {
-            Some(path) => format!(
-                "interrupted; {} samples are kept in `{}`",
-                samples.len(),
-                path.display()
-            ),
-            None => "interrupted; what was measured is printed".to_owned(),
-        });
-        return Err(match &args.output.output {
-            Some(_) => error.help("run the same command again to go on"),
-            None => error,
-        });
+        return Err(output.interruption(samples.len()));
     }
     Ok(Outcome::Done)
 }

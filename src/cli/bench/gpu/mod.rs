@@ -10,12 +10,13 @@ use crate::bench::gpu::{SpeedSample, Watch, check_table, paper, verdict};
 use crate::cli::Context;
 use crate::cli::arguments::{Dtype, OutputArgs};
 use crate::cli::device::{self, gpu_element, open_named};
+use crate::cli::run_output::RunOutput;
 use crate::error::{Error, Result};
 use crate::exit::Outcome;
 use crate::kernels::cuda::{Cuda, Element};
-use crate::manifest::{Manifest, config_hash};
+use crate::manifest::Manifest;
 use crate::report::speed::{Peers, SpeedRow, speed_table};
-use crate::report::{Aggregate, Format, MemorySink, Report, RunDirectory, SampleSink, Table};
+use crate::report::{Aggregate, Report, SampleSink, Table};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -141,22 +142,13 @@ impl Run<'_> {
         measure: &mut dyn FnMut(&mut dyn SampleSink) -> Result<Ended>,
         found: &dyn Fn(&[crate::report::Sample]) -> Result<Found>,
     ) -> Result<Outcome> {
-        let (printer, name) = (&self.context.printer, &device.gpu().properties().name);
+        let name = &device.gpu().properties().name;
         if let Some(peers) = &self.peers {
             peers.check_device(name)?;
         }
         self.config.insert("device".into(), identity(device)?);
-        let mut directory = None;
-        let mut memory_sink = MemorySink::new(config_hash(&Value::Object(self.config.clone())));
-        if let Some(output) = &self.output.output {
-            let opened = RunDirectory::open_or_resume(output, self.command, &self.config)?;
-            opened.notices().iter().for_each(|notice| printer.warning(notice));
-            directory = Some(opened);
-        }
-        let sink: &mut dyn SampleSink = match &mut directory {
-            Some(directory) => directory,
-            None => &mut memory_sink,
-        };
+        let mut output = RunOutput::open(self.output, self.command, &self.config, self.context)?;
+        let sink = output.sink();
         let ended = measure(sink)?;
         let samples = sink.samples()?;
         let Found {
@@ -198,18 +190,10 @@ impl Run<'_> {
             .collect();
         report.details = json!({ "peers": self.peers.as_ref().map(|peers| &peers.provenance) });
         report.interrupted = ended == Ended::Interrupted;
-        if let Some(directory) = &directory {
-            directory.write_report(&mut report)?;
-        }
-        if let Some(format) = self.output.format {
-            printer.report(&report, format)?;
-        } else {
-            report.aggregates.clear();
-            printer.report(&report, Format::Table)?;
-        }
+        output.finish(report, None)?;
         verdict(&speeds)?;
         if ended == Ended::Interrupted {
-            return Err(super::interruption(self.output.output.as_deref(), samples.len()));
+            return Err(output.interruption(samples.len()));
         }
         Ok(Outcome::Done)
     }

@@ -143,14 +143,7 @@ impl Task for Generated {
             Subtask::CodeRun => code::run(&place, &fit, put),
             _ => retrieval::passkey(&place, request.depth, &fit, put),
         }?;
-        Ok(Example {
-            id: place.id(),
-            prompt: draft.prompt,
-            answer_prefix: draft.answer_prefix,
-            answers: draft.answers,
-            options: Vec::new(),
-            depth: draft.depth,
-        })
+        Ok(draft.example(place.id()))
     }
 
     fn score(&self, example: &Example, answer: &str) -> Vec<f64> {

@@ -12,23 +12,23 @@ pub(super) const HISTOGRAM: usize = 4096 + 16;
 /// Blocks of the pass that sums on one multiprocessor, at most.
 pub(super) const MOST_SUM_BLOCKS: usize = 2;
 
-/// Room for the selection of one forward pass, used by all layers in turn.
-pub struct SelectScratch {
-    pub(super) queries: Memory,
+/// Room for the selection of one forward pass, used by all layers in turn; `M` is what a part of it is.
+pub struct SelectScratch<M = Memory> {
+    pub(super) queries: M,
     /// Sums of some rows, and how many blocks have added theirs; back at zero after every launch.
-    pub(super) parts: Memory,
-    pub(super) tickets: Memory,
-    pub(super) partial: Memory,
-    pub(super) weights: Memory,
-    pub(super) histograms: Memory,
-    pub(super) votes: Memory,
-    pub(super) scores: Memory,
-    pub(super) found: Memory,
-    pub(super) counts: Memory,
+    pub(super) parts: M,
+    pub(super) tickets: M,
+    pub(super) partial: M,
+    pub(super) weights: M,
+    pub(super) histograms: M,
+    pub(super) votes: M,
+    pub(super) scores: M,
+    pub(super) found: M,
+    pub(super) counts: M,
     /// `[chunks][stride]`: the packed lists.
-    pub lists: Memory,
+    pub lists: M,
     /// Device: `[chunks]` lengths of the lists.
-    pub lengths: Memory,
+    pub lengths: M,
     pub(super) chunks: usize,
     /// Room of one list.
     pub stride: usize,
@@ -51,75 +51,47 @@ pub struct SelectPlan<'a> {
 }
 
 impl SelectPlan<'_> {
-    /// Bytes of each part, in the order of the scratch's fields.
-    fn sizes(&self, gpu: &Gpu) -> [usize; 12] {
+    /// The scratch, each part of it made by `part` from its bytes.
+    fn parts<M>(&self, gpu: &Gpu, mut part: impl FnMut(usize) -> M) -> SelectScratch<M> {
         let multiprocessors = gpu.properties().multiprocessors as usize;
         let (h, kv, chunks) = (self.shape.query_heads, self.shape.kv_heads, self.chunks);
         let columns = kv * Sharing::of(chunks).tiles(self.shape.group()) * 16;
         let blocks = (multiprocessors * MOST_SUM_BLOCKS / kv).max(1);
-        let votes = vote_stride(self.capacity);
+        let votes = self.capacity.next_multiple_of(4 * SEGMENT);
         // As many slices of the rows as fill the chip twice, or one of every chunk.
         let slices = (chunks * h).max(2 * multiprocessors * query_heads_at_once(h));
-        [
-            chunks * h * self.shape.head_dim * ELEMENT_BYTES,
-            slices * self.shape.head_dim * 4,
-            chunks * h * 4,
-            blocks * columns * 8,
-            columns * 8,
-            chunks * HISTOGRAM * 4,
-            chunks * votes * 4,
-            h * votes * 4,
-            chunks * votes * 4,
-            chunks * (votes / SEGMENT) * 4,
-            chunks * self.settings.longest_list(self.rows) * 4,
-            chunks * 4,
-        ]
+        let stride = self.settings.longest_list(self.rows);
+        SelectScratch {
+            queries: part(chunks * h * self.shape.head_dim * ELEMENT_BYTES),
+            parts: part(slices * self.shape.head_dim * 4),
+            tickets: part(chunks * h * 4),
+            partial: part(blocks * columns * 8),
+            weights: part(columns * 8),
+            histograms: part(chunks * HISTOGRAM * 4),
+            votes: part(chunks * votes * 4),
+            scores: part(h * votes * 4),
+            found: part(chunks * votes * 4),
+            counts: part(chunks * (votes / SEGMENT) * 4),
+            lists: part(chunks * stride * 4),
+            lengths: part(chunks * 4),
+            chunks,
+            stride,
+            vote_stride: votes,
+        }
     }
 
     /// Bytes of all parts.
     pub fn bytes(&self, gpu: &Gpu) -> usize {
-        self.sizes(gpu).iter().sum()
+        let mut all = 0;
+        self.parts(gpu, |bytes| all += bytes);
+        all
     }
-}
-
-fn vote_stride(capacity: usize) -> usize {
-    capacity.next_multiple_of(4 * SEGMENT)
 }
 
 impl SelectScratch {
     /// Room for what `plan` says.
     pub fn new(gpu: &Gpu, plan: &SelectPlan<'_>) -> Self {
-        let [
-            queries,
-            parts,
-            tickets,
-            partial,
-            weights,
-            histograms,
-            votes,
-            scores,
-            found,
-            counts,
-            lists,
-            lengths,
-        ] = plan.sizes(gpu).map(|bytes| gpu.allocate(bytes));
-        Self {
-            queries,
-            parts,
-            tickets,
-            partial,
-            weights,
-            histograms,
-            votes,
-            scores,
-            found,
-            counts,
-            lists,
-            lengths,
-            chunks: plan.chunks,
-            stride: plan.settings.longest_list(plan.rows),
-            vote_stride: vote_stride(plan.capacity),
-        }
+        plan.parts(gpu, |bytes| gpu.allocate(bytes))
     }
 
     /// The selection queries `[chunks][H][D]`; for checks.

@@ -3,7 +3,7 @@
 use super::{Compiled, Masks, Span, Structure, Training, source_kernel};
 use crate::error::Result;
 use crate::kernels::cuda::compile::Source;
-use crate::kernels::cuda::driver::{Argument, Gpu, Kernel, Launch};
+use crate::kernels::cuda::driver::{Argument, Gpu, Grid, Kernel, Launch};
 
 /// Rows of a partial sum.
 pub const CHUNK: usize = 64;
@@ -105,6 +105,21 @@ pub struct Convolved<'a> {
     pub batch: usize,
 }
 
+/// As many blocks as `grid` says.
+pub(super) fn blocks(grid: impl Into<Grid>) -> Launch {
+    Launch::new(grid, THREADS as u32)
+}
+
+/// A thread for each of `count` elements.
+pub(super) fn elements(count: usize) -> Launch {
+    blocks(count.div_ceil(THREADS))
+}
+
+/// Blocks that go down 32 columns of a chunk of rows.
+fn columns(rows: usize, width: usize) -> Launch {
+    blocks((width.div_ceil(32), rows.div_ceil(CHUNK)))
+}
+
 impl Training {
     /// Rows of an f32 table by id, to f32 `x`.
     pub fn embed(&self, ids: Span<'_>, table: Span<'_>, x: Span<'_>, [rows, vocabulary, d]: [usize; 3]) {
@@ -113,7 +128,7 @@ impl Training {
         unsafe {
             self.launch(
                 &self.rows.embed,
-                Launch::new(rows, THREADS as u32),
+                blocks(rows),
                 &arguments,
                 &[(ids, 4 * rows), (table, 4 * vocabulary * d), (x, 4 * rows * d)],
             );
@@ -142,7 +157,7 @@ impl Training {
         unsafe {
             self.launch(
                 &self.rows.embed_gradient,
-                Launch::new((vocabulary, chunks), THREADS as u32),
+                blocks((vocabulary, chunks)),
                 &arguments,
                 &needs,
             );
@@ -198,12 +213,7 @@ impl Training {
         }
         // SAFETY: lengths as checked.
         unsafe {
-            self.launch(
-                &self.rows.norm,
-                Launch::new(rows.div_ceil(THREADS / 32), THREADS as u32),
-                &arguments,
-                &needs,
-            );
+            self.launch(&self.rows.norm, blocks(rows.div_ceil(THREADS / 32)), &arguments, &needs);
         }
     }
 
@@ -248,12 +258,7 @@ impl Training {
         }
         // SAFETY: lengths as checked.
         unsafe {
-            self.launch(
-                &self.rows.norm_gradient,
-                Launch::new(chunks, THREADS as u32),
-                &arguments,
-                &needs,
-            );
+            self.launch(&self.rows.norm_gradient, blocks(chunks), &arguments, &needs);
         }
     }
 
@@ -271,15 +276,11 @@ impl Training {
         unsafe {
             self.launch(
                 &self.rows.relu,
-                Launch::new((rows * width).div_ceil(THREADS), THREADS as u32),
+                elements(rows * width),
                 &arguments,
                 &[(h, self.value_bytes() * rows * width), (bias, 4 * width)],
             );
         }
-    }
-
-    fn columns(rows: usize, width: usize) -> Launch {
-        Launch::new((width.div_ceil(32), rows.div_ceil(CHUNK)), THREADS as u32)
     }
 
     /// Stored `out = dx * mask` and partial sums of its columns, `[chunks, width]`.
@@ -308,12 +309,7 @@ impl Training {
         ];
         // SAFETY: lengths as checked.
         unsafe {
-            self.launch(
-                &self.rows.branch_gradient,
-                Self::columns(rows, width),
-                &arguments,
-                &needs,
-            );
+            self.launch(&self.rows.branch_gradient, columns(rows, width), &arguments, &needs);
         }
     }
 
@@ -339,7 +335,7 @@ impl Training {
         let needs = [(h, values), (dh, values), (partial, 4 * rows.div_ceil(CHUNK) * width)];
         // SAFETY: lengths as checked.
         unsafe {
-            self.launch(&self.rows.relu_gradient, Self::columns(rows, width), &arguments, &needs);
+            self.launch(&self.rows.relu_gradient, columns(rows, width), &arguments, &needs);
         }
     }
 
@@ -352,7 +348,7 @@ impl Training {
         ];
         // SAFETY: lengths as checked.
         unsafe {
-            self.launch(&self.rows.column_sums, Self::columns(rows, width), &arguments, &needs);
+            self.launch(&self.rows.column_sums, columns(rows, width), &arguments, &needs);
         }
     }
 
@@ -378,12 +374,7 @@ impl Training {
         ];
         // SAFETY: lengths as checked.
         unsafe {
-            self.launch(
-                &self.rows.convolve,
-                Launch::new((rows * d).div_ceil(THREADS), THREADS as u32),
-                &arguments,
-                &needs,
-            );
+            self.launch(&self.rows.convolve, elements(rows * d), &arguments, &needs);
         }
     }
 
@@ -420,7 +411,7 @@ impl Training {
         ];
         // SAFETY: lengths as checked.
         unsafe {
-            self.launch(&self.rows.convolve_gradient, Self::columns(rows, d), &arguments, &needs);
+            self.launch(&self.rows.convolve_gradient, columns(rows, d), &arguments, &needs);
         }
     }
 
@@ -446,12 +437,7 @@ impl Training {
         let needs = [(x, self.value_bytes() * rows * d), (cosines, angles), (sines, angles)];
         // SAFETY: lengths as checked.
         unsafe {
-            self.launch(
-                &self.rows.rotate,
-                Launch::new((rows * d / 2).div_ceil(THREADS), THREADS as u32),
-                &arguments,
-                &needs,
-            );
+            self.launch(&self.rows.rotate, elements(rows * d / 2), &arguments, &needs);
         }
     }
 
@@ -505,7 +491,7 @@ impl Training {
         let needs = [(losses, 4 * rows), (correct, 4 * rows), (out, 16)];
         // SAFETY: lengths as checked.
         unsafe {
-            self.launch(&self.rows.outcome, Launch::new(1, THREADS as u32), &arguments, &needs);
+            self.launch(&self.rows.outcome, blocks(1), &arguments, &needs);
         }
     }
 
@@ -525,7 +511,7 @@ impl Training {
         unsafe {
             self.launch(
                 &self.rows.remember,
-                Launch::new((segment.div_ceil(THREADS), layers), THREADS as u32),
+                blocks((segment.div_ceil(THREADS), layers)),
                 &arguments,
                 &needs,
             );

@@ -1,8 +1,8 @@
 //! Launches of `train_rows.cu` over all parameters: totals of partial sums, the norm of the gradient, the optimiser.
 
-use super::rows::THREADS;
+use super::rows::{blocks, elements};
 use super::{Span, Training};
-use crate::kernels::cuda::driver::{Argument, Launch, Memory};
+use crate::kernels::cuda::driver::{Argument, Memory};
 use crate::train::adam::Adam;
 use std::ops::Range;
 
@@ -99,7 +99,7 @@ impl Training {
         unsafe {
             self.launch(
                 &self.rows.reduce,
-                Launch::new(jobs.count, THREADS as u32),
+                blocks(jobs.count),
                 &arguments,
                 &[((&jobs.table).into(), jobs.count * JOB_BYTES)],
             );
@@ -132,13 +132,13 @@ impl Training {
         unsafe {
             self.launch(
                 &self.rows.squares,
-                Launch::new(pieces.count, THREADS as u32),
+                blocks(pieces.count),
                 &arguments,
                 &[(gradients, 4 * pieces.reach)],
             );
             self.launch(
                 &self.rows.sum_squares,
-                Launch::new(1, THREADS as u32),
+                blocks(1),
                 &[(&pieces.squares).into(), out.argument(), pieces.count.into()],
                 &[(out, 8)],
             );
@@ -181,12 +181,7 @@ impl Training {
         needs.extend(copy.map(|copy| (copy, self.value_bytes() * pieces.reach)));
         // SAFETY: lengths as checked.
         unsafe {
-            self.launch(
-                &self.rows.adam,
-                Launch::new(pieces.count, THREADS as u32),
-                &arguments,
-                &needs,
-            );
+            self.launch(&self.rows.adam, blocks(pieces.count), &arguments, &needs);
         }
     }
 
@@ -196,12 +191,7 @@ impl Training {
         let needs = [(from, 4 * count), (to, self.value_bytes() * count)];
         // SAFETY: `count` elements of each.
         unsafe {
-            self.launch(
-                &self.rows.copy,
-                Launch::new(count.div_ceil(THREADS), THREADS as u32),
-                &arguments,
-                &needs,
-            );
+            self.launch(&self.rows.copy, elements(count), &arguments, &needs);
         }
     }
 }

@@ -1,83 +1,11 @@
 //! What benches ask of a text on a GPU: what is stored, and what was selected.
 
-use super::{CudaContext, PassArray};
-use crate::error::{Error, Result};
+use super::CudaContext;
+use crate::error::Result;
 use crate::kernels::AttentionShape;
-use crate::kernels::cuda::attention::{Keys, QueryChunks};
-use crate::kernels::cuda::select::SelectInput;
-use crate::kernels::cuda::{Cuda, CudaBuffer, Memory};
-
-/// One of the launches that a prompt's attention consists of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// Keys and values of the pass into the store.
-    Append,
-    /// The lists of all chunks.
-    Select,
-    /// Their keys and values, gathered.
-    Pack,
-    /// Attention over the gathered lists.
-    Attend,
-}
+use crate::kernels::cuda::{Cuda, Memory};
 
 impl CudaContext {
-    /// One stage of a forward pass of a policy that selects, again: all of them must have run for this pass before.
-    pub(crate) fn stage(
-        &self,
-        stage: Stage,
-        layer: usize,
-        qkv: &CudaBuffer,
-        rows: usize,
-        out: &CudaBuffer,
-    ) -> Result<()> {
-        let Some(selecting) = &self.selecting else {
-            return Err(Error::bug("stages of a policy that does not select"));
-        };
-        let (store, scratch) = (&self.layers[layer], &selecting.scratch);
-        let (rows_of, stored) = (self.pass_array(PassArray::Rows), self.pass_array(PassArray::Stored));
-        let (chunks, lengths) = (rows.div_ceil(self.chunk_rows), scratch.lengths.start());
-        match stage {
-            Stage::Append => {
-                let before = self.pass_array(PassArray::Before);
-                self.kernels.append(qkv, rows, before, &self.rope, false, store);
-            }
-            Stage::Select => {
-                let input = SelectInput {
-                    qkv,
-                    keys: &store.keys,
-                    chunks,
-                    rows: self.chunk_rows,
-                    stored,
-                    rows_of,
-                };
-                selecting
-                    .select_kernels
-                    .select(&input, &selecting.select, &self.rope, scratch);
-            }
-            Stage::Pack => {
-                let (lists, packed) = (&scratch.lists, &selecting.packed);
-                self.kernels
-                    .pack(store, lists, scratch.stride, lengths, chunks, &self.rope, packed);
-            }
-            Stage::Attend => {
-                let chunks = QueryChunks {
-                    qkv,
-                    rotated: &self.rotated,
-                    first_positions: self.pass_array(PassArray::FirstPosition),
-                    rope: &self.rope,
-                    chunks,
-                    rows: self.chunk_rows,
-                    rows_of,
-                    lengths,
-                    window: self.windows[layer],
-                };
-                self.kernels
-                    .attend_chunks(&chunks, &Keys::Packed(&selecting.packed), out)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Keys and values of the first `tokens` tokens of `layer`, `[tokens][Hkv][D]` elements each.
     pub(crate) fn stored_bits(
         &self,
