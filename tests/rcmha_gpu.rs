@@ -138,10 +138,10 @@ fn compare(attention: AttentionKind, shape: &Shape, place: &Place) {
         shape.batch
     );
     eprintln!(
-        "{name}: {tensor} {error:.1e}, norm {:.1e}, loss {:.1e}, once {:.1e}",
-        found.norm_error, found.loss_error, found.single_error
+        "{name}: {tensor} {error:.1e}, norm {:.1e}, loss {:.1e}, switched {} {:.1e}",
+        found.norm_error, found.loss_error, found.switched_units, found.switched_input
     );
-    let bounds = Bounds::new(place, shape.batch * shape.segment);
+    let bounds = Bounds::new(place);
     assert!(found.is_within(&bounds), "{name}: {bounds:?} {found:?}");
 }
 

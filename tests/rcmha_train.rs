@@ -77,6 +77,7 @@ fn against_pytorch<T: Scalar>(case: &Value, keep: Keep, tolerance: f64) {
             keep,
             scale: 1.0 / (segment * batch) as f64,
             dropout: Dropout::none(),
+            watch: None,
         };
         grads.fill(T::ZERO);
         let outcome = model.train(&data, &mut grads, part, &mut memory, &pass, &mut pool);
@@ -163,7 +164,7 @@ fn a_matrix_has_tables_tests_and_a_figure() {
     for name in ["rmha-seed-0", "rmha-seed-1", "rcmha-seed-0", "rcmha-seed-1"] {
         let run = folder.join(name);
         let losses = losses(&run);
-        // 60 lines of training, 3 of validation and the final one in full (the last evaluation was of a part).
+        // 60 lines of training and 3 of validation, of parts; that of the whole at the end is in the result.
         assert_eq!(losses.len(), 63, "{name}");
         let (first, last) = (
             losses[0]["loss"].as_f64().unwrap(),
@@ -177,7 +178,12 @@ fn a_matrix_has_tables_tests_and_a_figure() {
             name.to_str().unwrap().starts_with("step-")
         });
         assert_eq!(kept.count(), 2);
-        assert!(run.join("best.safetensors").exists());
+        // The best one is of the evaluation with the lowest loss.
+        let evaluations = losses.iter().filter(|line| line["part"] == "valid");
+        let lowest = evaluations.map(|line| (line["loss"].as_f64().unwrap(), line["step"].as_u64().unwrap()));
+        let (loss, step) = lowest.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+        let best = Checkpoint::read(&run.join("best.safetensors")).unwrap().progress;
+        assert_eq!((best.best_loss, best.step), (Some(loss), step), "{name}");
     }
     // A second call finds everything done.
     let again = succeeds(&mut small(&folder));

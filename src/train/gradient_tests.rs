@@ -28,11 +28,12 @@ fn config(attention: AttentionKind) -> ModelConfig {
     }
 }
 
-fn no_dropout(keep: Keep) -> Pass {
+fn no_dropout(keep: Keep) -> Pass<'static> {
     Pass {
         keep,
         scale: 0.125,
         dropout: Dropout::none(),
+        watch: None,
     }
 }
 
@@ -70,7 +71,7 @@ fn segment([inputs, targets]: &[Vec<u32>; 2]) -> Segment<'_> {
 }
 
 /// Three segments, the gradient of the last: its memory is full and older rows have been dropped.
-fn run<T: Scalar>(model: &TransformerXl, data: &[T], pass: &Pass) -> (Outcome, Vec<T>, Memory<T>) {
+fn run<T: Scalar>(model: &TransformerXl, data: &[T], pass: &Pass<'_>) -> (Outcome, Vec<T>, Memory<T>) {
     let (mut pool, mut memory) = (Pool::default(), Memory::empty(model.config.layers));
     let mut grads = model.layout.zeros();
     let mut outcome = Outcome::default();
@@ -85,7 +86,7 @@ fn run<T: Scalar>(model: &TransformerXl, data: &[T], pass: &Pass) -> (Outcome, V
 }
 
 /// Loss of the last segment with memory made under `data`, which finite differences must not change.
-fn last_loss(model: &TransformerXl, data: &[f64], memory: &Memory<f64>, pass: &Pass) -> f64 {
+fn last_loss(model: &TransformerXl, data: &[f64], memory: &Memory<f64>, pass: &Pass<'_>) -> f64 {
     let text = text(model, 2);
     let mut grads = model.layout.zeros();
     let mut memory = memory.clone();
@@ -102,7 +103,7 @@ fn last_loss(model: &TransformerXl, data: &[f64], memory: &Memory<f64>, pass: &P
         * pass.scale
 }
 
-fn memory_before_last(model: &TransformerXl, data: &[f64], pass: &Pass) -> Memory<f64> {
+fn memory_before_last(model: &TransformerXl, data: &[f64], pass: &Pass<'_>) -> Memory<f64> {
     let (mut pool, mut memory) = (Pool::default(), Memory::empty(model.config.layers));
     let mut grads = model.layout.zeros();
     for step in 0..2 {
@@ -112,7 +113,7 @@ fn memory_before_last(model: &TransformerXl, data: &[f64], pass: &Pass) -> Memor
     memory
 }
 
-fn check(config: ModelConfig, pass: &Pass) {
+fn check(config: ModelConfig, pass: &Pass<'_>) {
     let model = TransformerXl::new(config).unwrap();
     let mut data = parameters(&model);
     let (_, grads, _) = run(&model, &data, pass);
@@ -213,6 +214,7 @@ fn gradients_with_dropout_equal_finite_differences_under_the_same_masks() {
                 keep,
                 scale: 0.125,
                 dropout,
+                watch: None,
             },
         );
     }

@@ -21,6 +21,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod engine;
 pub mod generate;
+pub mod hidden_units;
 pub mod known_texts;
 pub mod layer_norm;
 pub mod linear;

@@ -384,3 +384,102 @@ impl Trainer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::attention::{AttentionKind, Convolution, TableSize};
+    use crate::train::text::Unit;
+
+    fn trainer(clip: f64) -> Trainer {
+        let text = Text::split(Unit::Char, &"a line to learn by heart\n".repeat(20)).unwrap();
+        let model = ModelConfig {
+            attention: AttentionKind::Rcmha,
+            vocab: text.codec.vocab(),
+            layers: 1,
+            d_model: 8,
+            heads: 2,
+            d_ffn: 8,
+            memory: 4,
+            segment: 4,
+            convolution: Convolution::default(),
+            table: TableSize::Clipped,
+        };
+        let config = TrainConfig {
+            batch: 2,
+            accumulate: 1,
+            steps: 1000,
+            schedule: Schedule::Noam {
+                factor: 1.0,
+                warmup: 10,
+                d_model: 8,
+            },
+            clip,
+            dropout: 0.0,
+            recompute: true,
+            eval_every: 100,
+            eval_parts: 1,
+            spike_factor: 3.0,
+            overfit_batch: false,
+            seed: 1,
+        };
+        Trainer::new(model, config, &text, &Place::Cpu).unwrap()
+    }
+
+    /// A gradient of this norm after a batch of this mean loss.
+    fn gradient(loss: f64, norm: f64) -> Gradient {
+        let outcome = Outcome {
+            loss: 8.0 * loss,
+            correct: 1,
+            count: 8,
+        };
+        Gradient { outcome, norm }
+    }
+
+    #[test]
+    fn a_spike_of_the_loss_is_skipped_and_many_in_a_row_end_the_run() {
+        let mut trainer = trainer(1.0);
+        trainer.step().unwrap();
+        trainer.progress.smoothed_loss = 1.0;
+        // Before the guard begins, any finite loss is learned from.
+        assert!(!trainer.update(gradient(9.0, 1.0)).unwrap().skipped);
+        (trainer.progress.step, trainer.progress.smoothed_loss) = (GUARD_AFTER, 1.0);
+        let before = trainer.parameters().unwrap();
+        assert!(trainer.update(gradient(3.1, 1.0)).unwrap().skipped);
+        assert_eq!(trainer.parameters().unwrap(), before);
+        assert_eq!((trainer.progress.skipped, trainer.progress.smoothed_loss), (1, 1.0));
+        assert!(!trainer.update(gradient(2.9, 1.0)).unwrap().skipped);
+        assert_ne!(trainer.parameters().unwrap(), before);
+        assert_eq!(trainer.progress.skipped_in_row, 0);
+        for _ in 0..MOST_SKIPPED {
+            assert!(trainer.update(gradient(99.0, 1.0)).unwrap().skipped);
+        }
+        let error = trainer.update(gradient(99.0, 1.0)).unwrap_err();
+        assert!(
+            error.exit_code() == 2 && error.to_string().contains("--spike-factor 0"),
+            "{error}"
+        );
+        trainer.config.spike_factor = 0.0;
+        assert!(!trainer.update(gradient(99.0, 1.0)).unwrap().skipped);
+        for (loss, norm) in [(f64::NAN, 1.0), (1.0, f64::INFINITY)] {
+            let error = trainer.update(gradient(loss, norm)).unwrap_err();
+            assert!(error.to_string().contains("--rate"), "{error}");
+        }
+    }
+
+    /// Adam's moments show what the optimiser was given: after one step the first is a tenth of it.
+    #[test]
+    fn a_long_gradient_is_shortened_to_the_clip_and_a_short_one_is_not() {
+        let given = |clip: f64| {
+            let mut trainer = trainer(clip);
+            let norm = trainer.step().unwrap().gradient_norm;
+            let first = trainer.engine.state().unwrap().first;
+            let squares: f64 = first.iter().map(|&x| f64::from(x).powi(2)).sum();
+            (norm, 10.0 * squares.sqrt())
+        };
+        let (norm, whole) = given(0.0);
+        assert!(norm > 0.02 && (whole / norm - 1.0).abs() < 1e-5, "{norm} {whole}");
+        assert!((given(0.01).1 / 0.01 - 1.0).abs() < 1e-5);
+        assert!((given(2.0 * norm).1 / norm - 1.0).abs() < 1e-5);
+    }
+}

@@ -9,6 +9,7 @@ use super::attention::core::Keep;
 use super::attention::layer::{AttentionLayer, Tape as AttentionTape};
 use super::cross_entropy::{self, Outcome};
 use super::dropout::Dropout;
+use super::hidden_units::Watch;
 use super::layer_norm;
 use super::linear::{self, Finish};
 pub use super::model_config::ModelConfig;
@@ -17,6 +18,7 @@ use super::pool::Pool;
 use super::positions::Sinusoids;
 use super::scalar::Scalar;
 use crate::error::Result;
+use std::cell::RefCell;
 
 #[derive(Debug, Clone)]
 pub(super) struct Block {
@@ -70,13 +72,15 @@ pub struct Segment<'a> {
 
 /// What a training pass needs besides parameters and data.
 #[derive(Debug, Clone)]
-pub struct Pass {
+pub struct Pass<'a> {
     /// What is kept of attention for the backward pass.
     pub keep: Keep,
     /// Factor on the summed loss of the segment: one over the positions of the whole step.
     pub scale: f64,
     /// Dropout at this step.
     pub dropout: Dropout,
+    /// What looks at the hidden units, if anything does.
+    pub watch: Option<&'a RefCell<Watch>>,
 }
 
 struct BlockTape<T> {
@@ -156,7 +160,7 @@ impl TransformerXl {
         grads: &mut [T],
         segment: Segment<'_>,
         memory: &mut Memory<T>,
-        pass: &Pass,
+        pass: &Pass<'_>,
         pool: &mut Pool<T>,
     ) -> Outcome {
         let (d, vocab, rows) = (self.config.d_model, self.config.vocab, segment.inputs.len());
@@ -227,6 +231,7 @@ impl TransformerXl {
             keep: Keep::Nothing,
             scale: 0.0,
             dropout: Dropout::none(),
+            watch: None,
         };
         let (x, tapes) = self.blocks_forward(data, segment, memory, &pass, pool);
         debug_assert!(tapes.is_empty());
@@ -247,7 +252,7 @@ impl TransformerXl {
         data: &[T],
         segment: Segment<'_>,
         memory: &mut Memory<T>,
-        pass: &Pass,
+        pass: &Pass<'_>,
         pool: &mut Pool<T>,
     ) -> (Vec<T>, Vec<BlockTape<T>>) {
         let (d, rows) = (self.config.d_model, segment.inputs.len());
@@ -257,7 +262,7 @@ impl TransformerXl {
             row.copy_from_slice(&embedding[id as usize * d..][..d]);
         }
         let mut tapes = Vec::new();
-        for (l, block) in self.blocks.iter().enumerate() {
+        for l in 0..self.blocks.len() {
             let remembered = &mut memory.layers[l];
             let mut input = pool.take(remembered.len() + rows * d);
             input[..remembered.len()].copy_from_slice(remembered);
@@ -265,8 +270,7 @@ impl TransformerXl {
             let stored = input.len().min(self.stored_rows() * segment.batch * d);
             remembered.clear();
             remembered.extend_from_slice(&input[input.len() - stored..]);
-            let dropout = pass.dropout.at(&l.to_string());
-            let tape = self.block_forward(block, data, input, segment.batch, pass.keep, &dropout, &mut x, pool);
+            let tape = self.block_forward(l, data, input, segment.batch, pass, &mut x, pool);
             if pass.keep == Keep::Nothing {
                 tape.discard(pool);
             } else {
@@ -278,16 +282,16 @@ impl TransformerXl {
 
     fn block_forward<T: Scalar>(
         &self,
-        block: &Block,
+        l: usize,
         data: &[T],
         input: Vec<T>,
         batch: usize,
-        keep: Keep,
-        dropout: &Dropout,
+        pass: &Pass<'_>,
         x: &mut [T],
         pool: &mut Pool<T>,
     ) -> BlockTape<T> {
         let (d, hidden_size) = (self.config.d_model, self.config.d_ffn);
+        let (block, dropout) = (&self.blocks[l], pass.dropout.at(&l.to_string()));
         let rows = x.len() / d;
         let (gain, bias) = self.affine(data, block.norm_attention);
         let (mut normal, mut statistics) = (pool.take(input.len()), pool.take(2 * input.len() / d));
@@ -302,7 +306,7 @@ impl TransformerXl {
             data,
             &normal,
             (batch, rows / batch),
-            keep,
+            pass.keep,
             &dropout.at("weights"),
             Some(residual).filter(|_| !dropout.is_active()),
             &mut middle,
@@ -327,6 +331,19 @@ impl TransformerXl {
             &mut hidden,
         );
         dropout.at("hidden").apply_all(&mut hidden);
+        if let Some(watch) = pass.watch {
+            watch.borrow_mut().visit(l, &mut hidden, |inputs| {
+                linear::forward(
+                    &middle_normal,
+                    weight,
+                    Some(bias),
+                    d,
+                    hidden_size,
+                    Finish::Plain,
+                    inputs,
+                );
+            });
+        }
         let (weight, bias) = self.affine(data, block.contract);
         if dropout.is_active() {
             linear::forward(&hidden, weight, Some(bias), hidden_size, d, Finish::Plain, x);

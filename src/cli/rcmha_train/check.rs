@@ -21,8 +21,9 @@ pub(super) fn run(plan: &Plan, args: &RcmhaTrainArgs, context: &Context) -> Resu
         "worst_tensor",
         "worst_error",
         "bound",
-        "single_error",
-        "single_bound",
+        "switched_units",
+        "switched_input",
+        "input_bound",
     ];
     let mut table = Table::new("gradients", columns.into_iter().map(Column::text).collect());
     let mut failed = Vec::new();
@@ -36,7 +37,7 @@ pub(super) fn run(plan: &Plan, args: &RcmhaTrainArgs, context: &Context) -> Resu
         for (tensor, error) in &found.tensors {
             context.printer.detail(&format!("{name} {tensor}: {error:.2e}"));
         }
-        let bounds = Bounds::new(&plan.place, config.batch * run.model.segment);
+        let bounds = Bounds::new(&plan.place);
         if !found.is_within(&bounds) {
             failed.push(name);
         }
@@ -50,9 +51,10 @@ pub(super) fn run(plan: &Plan, args: &RcmhaTrainArgs, context: &Context) -> Resu
             found.norm_error.into(),
             worst.into(),
             error.into(),
-            bounds.usual.into(),
-            found.single_error.into(),
-            bounds.single.into(),
+            bounds.error.into(),
+            found.switched_units.into(),
+            found.switched_input.into(),
+            bounds.switched_input.into(),
         ])?;
     }
     if args.output.output.format == Some(Format::Json) {

@@ -7,12 +7,14 @@ use crate::random::stream_rng;
 use crate::train::attention::core::Keep;
 use crate::train::cross_entropy::Outcome;
 use crate::train::dropout::Dropout;
+use crate::train::hidden_units::Watch;
 use crate::train::model_config::ModelConfig;
 use crate::train::parameters::Layout;
 use crate::train::pool::Pool;
 use crate::train::text::Streams;
 use crate::train::transformer_xl::{Memory, Pass, Segment, TransformerXl};
 use rand::Rng;
+use std::cell::RefCell;
 use std::ops::Range;
 
 /// Times that a text is read until memory is full: on a GPU the pass over full memory then has been run launch by launch,
@@ -22,25 +24,27 @@ const ROUNDS: usize = 3;
 /// What counts as agreement.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bounds {
-    /// Of an error. In f32 sums of some thousand terms in another order; in bf16, whose numbers have eight bits, the
-    /// roundings of every activation on the way, which a convolution's few weights and the scores of attention add up most.
-    pub usual: f64,
-    /// Of an error that one round has and another has not. A hidden unit within rounding of 0 may be on here and off there,
-    /// which changes the gradient by about the share of one row; of what is out of place, such as a recording that reads
-    /// old ids, the error is about 1.
-    pub single: f64,
+    /// Of an error, in every segment. In f32 sums of some thousand terms in another order: measured up to 1e-6, and 4e-5
+    /// where the rows of a model nearly repeat. In bf16, whose numbers have eight bits, the roundings of every activation on
+    /// the way: up to 1e-2 where the kernels are emulated on a CPU.
+    pub error: f64,
+    /// Of the input of a hidden unit that is on there and off here: rounding alone may part the two. Measured up to 5e-7 in
+    /// f32 and 1.4e-2 in bf16.
+    pub switched_input: f64,
 }
 
 impl Bounds {
-    /// Those of `place` for steps over `rows` positions.
-    pub fn new(place: &Place, rows: usize) -> Self {
-        let usual = match place {
-            Place::Cpu | Place::Cuda(_, Precision::F32) => 1e-4,
-            Place::Cuda(_, Precision::Bf16) => 5e-2,
-        };
-        Self {
-            usual,
-            single: usual + 2.0 / (rows as f64).sqrt(),
+    /// Those of `place`.
+    pub fn new(place: &Place) -> Self {
+        match place {
+            Place::Cpu | Place::Cuda(_, Precision::F32) => Self {
+                error: 1e-4,
+                switched_input: 1e-5,
+            },
+            Place::Cuda(_, Precision::Bf16) => Self {
+                error: 2e-2,
+                switched_input: 5e-2,
+            },
         }
     }
 }
@@ -49,7 +53,8 @@ impl Bounds {
 ///
 /// Errors of tensors are norms of differences, relative to the norm of the tensor's gradient, or to that of an average
 /// tensor of its size where its own is smaller (the bias of keys has none: softmax does not see it). Each is the largest
-/// over all amounts of memory of the least of the rounds.
+/// over all segments. The gradient in f64 is that of the engine's hidden units (see [`crate::train::hidden_units`]): those
+/// that are off in f64 and on there count as on, and the other way round.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Check {
     /// Error of a segment's loss, relative.
@@ -60,8 +65,10 @@ pub struct Check {
     pub norm_error: f64,
     /// Name and error of every tensor.
     pub tensors: Vec<(String, f64)>,
-    /// Largest error of any kind in any round.
-    pub single_error: f64,
+    /// Hidden units that are on there and off in f64, or the other way round, over all segments.
+    pub switched_units: usize,
+    /// Largest input of such a unit in f64, relative to the root mean square of the inputs of its layer.
+    pub switched_input: f64,
 }
 
 impl Check {
@@ -78,8 +85,8 @@ impl Check {
 
     /// Whether all errors are within `bounds`.
     pub fn is_within(&self, bounds: &Bounds) -> bool {
-        let usual = [self.loss_error, self.norm_error, self.worst().1];
-        usual.into_iter().all(|error| error <= bounds.usual) && self.single_error <= bounds.single
+        let errors = [self.loss_error, self.norm_error, self.worst().1];
+        errors.into_iter().all(|error| error <= bounds.error) && self.switched_input <= bounds.switched_input
     }
 }
 
@@ -89,7 +96,7 @@ fn worse(a: f64, b: f64) -> f64 {
 }
 
 /// Errors of one segment: of the loss, of the gradient's norm, of every tensor.
-fn errors(layout: &Layout, expected: &[f64], got: &[f32], outcome: Outcome, found: &Gradient) -> Vec<f64> {
+fn segment_errors(layout: &Layout, expected: &[f64], got: &[f32], outcome: Outcome, found: &Gradient) -> Vec<f64> {
     let whole = expected.iter().map(|x| x * x).sum::<f64>();
     let average = whole / layout.count() as f64;
     let tensor = |range: Range<usize>| {
@@ -139,11 +146,11 @@ fn compare(
     let (specs, group) = (model.layout.specs(), config.group());
     // The last one finds memory full.
     let segments = model.stored_rows().div_ceil(model.config.segment) + 1;
-    let mut least = vec![vec![f64::INFINITY; 2 + specs.len()]; segments];
-    let (mut single_error, mut correct) = (0.0, [0, 0]);
+    let (mut errors, mut correct) = (vec![0.0; 2 + specs.len()], [0, 0]);
+    let (mut switched_units, mut switched_input) = (0, 0.0);
+    engine.watch();
     for number in 0..ROUNDS * segments {
-        let at = number % segments;
-        if at == 0 {
+        if number % segments == 0 {
             engine.forget(Reading::Training);
             memories.fill(Memory::empty(model.config.layers));
         }
@@ -164,30 +171,34 @@ fn compare(
                 dropout: Dropout::new(config.dropout, seed, format!("{number}/{at}")),
             })
             .collect();
-        for (group, memory) in groups.iter().zip(&mut memories) {
+        let found = engine.gradients(&groups)?;
+        for ((group, memory), units) in groups.iter().zip(&mut memories).zip(engine.hidden_units()) {
+            let watch = RefCell::new(Watch::forcing(units.clone()));
             let pass = Pass {
                 keep: Keep::Statistics,
                 scale: 1.0 / (config.batch * model.config.segment) as f64,
                 dropout: group.dropout.clone(),
+                watch: Some(&watch),
             };
             outcome.add(model.train(&wide, &mut expected, group.segment, memory, &pass, &mut pool));
+            let watch = watch.into_inner();
+            switched_units += watch.switched;
+            switched_input = worse(switched_input, watch.furthest);
         }
-        let found = engine.gradients(&groups)?;
         correct = [correct[0] + found.outcome.correct, correct[1] + outcome.correct];
-        let errors = errors(&model.layout, &expected, &engine.last_gradients()?, outcome, &found);
-        for (least, error) in least[at].iter_mut().zip(errors) {
-            single_error = worse(single_error, error);
-            *least = least.min(error);
+        let here = segment_errors(&model.layout, &expected, &engine.last_gradients()?, outcome, &found);
+        for (largest, error) in errors.iter_mut().zip(here) {
+            *largest = worse(*largest, error);
         }
     }
-    let usual = |which: usize| least.iter().map(|segment| segment[which]).fold(0.0, worse);
-    let tensors = specs.iter().enumerate();
+    let tensors = specs.iter().zip(&errors[2..]);
     Ok(Check {
-        loss_error: usual(0),
-        norm_error: usual(1),
-        tensors: tensors.map(|(at, spec)| (spec.name.clone(), usual(2 + at))).collect(),
+        loss_error: errors[0],
+        norm_error: errors[1],
+        tensors: tensors.map(|(spec, &error)| (spec.name.clone(), error)).collect(),
         correct,
-        single_error,
+        switched_units,
+        switched_input,
     })
 }
 
@@ -196,6 +207,7 @@ mod tests {
     use super::*;
     use crate::train::attention::{AttentionKind, Convolution, TableSize};
     use crate::train::engine::{CpuEngine, State};
+    use crate::train::hidden_units::HiddenUnits;
     use crate::train::trainer::MemoryUse;
     use clap::ValueEnum;
 
@@ -230,10 +242,10 @@ mod tests {
     fn the_cpu_engine_passes_for_every_attention() {
         for &attention in AttentionKind::value_variants() {
             let check = check(model(attention), CONFIG, &streams(100), 3, &Place::Cpu).unwrap();
-            // Rounding of f32 sums of some hundred terms; no hidden unit of so few is near 0.
+            // Rounding of f32 sums of some hundred terms.
             assert!(check.worst().1 < 1e-5, "{attention:?}: {:?}", check.worst());
             assert!(
-                check.loss_error < 1e-6 && check.norm_error < 1e-5 && check.single_error < 1e-5,
+                check.loss_error < 1e-6 && check.norm_error < 1e-5 && check.switched_input < 1e-5,
                 "{check:?}"
             );
             assert_eq!(check.correct[0], check.correct[1]);
@@ -284,6 +296,14 @@ mod tests {
             self.inner.load(state)
         }
 
+        fn watch(&mut self) {
+            self.inner.watch();
+        }
+
+        fn hidden_units(&self) -> &[HiddenUnits] {
+            self.inner.hidden_units()
+        }
+
         fn memory_use(&self) -> MemoryUse {
             self.inner.memory_use()
         }
@@ -302,11 +322,96 @@ mod tests {
             };
             let check = compare(&model, CONFIG, &streams(length), 3, &data, &mut engine).unwrap();
             assert!(
-                !check.is_within(&Bounds::new(&Place::Cpu, 24)),
+                !check.is_within(&Bounds::new(&Place::Cpu)),
                 "{good} {length}: {check:?}"
             );
-            // What is wrong in every round counts against the tighter bound.
-            assert_eq!(check.worst().1 > 0.1, good == 0, "{good} {length}: {:?}", check.worst());
         }
+    }
+
+    /// Gradients of the first segment in f32 and in f64, and which hidden units are on.
+    fn both(model: &TransformerXl, data: &[f32], forced: bool) -> (Vec<f64>, Vec<f32>, Watch, HiddenUnits) {
+        let streams = streams(100);
+        let (inputs, targets) = streams.segment(0, 0..4);
+        let segment = Segment {
+            inputs: &inputs,
+            targets: &targets,
+            batch: 4,
+        };
+        let config = EngineConfig {
+            accumulate: 1,
+            dropout: 0.0,
+            ..CONFIG
+        };
+        let mut engine = CpuEngine::new(model, config, data.to_vec());
+        engine.watch();
+        let group = Group {
+            segment,
+            dropout: Dropout::none(),
+        };
+        engine.gradients(&[group]).unwrap();
+        let units = engine.hidden_units()[0].clone();
+        let watch = RefCell::new(if forced {
+            Watch::forcing(units.clone())
+        } else {
+            Watch::default()
+        });
+        let pass = Pass {
+            keep: Keep::Statistics,
+            scale: 1.0 / 24.0,
+            dropout: Dropout::none(),
+            watch: Some(&watch),
+        };
+        let wide: Vec<f64> = data.iter().map(|&value| f64::from(value)).collect();
+        let (mut memory, mut expected) = (Memory::empty(2), model.layout.zeros::<f64>());
+        model.train(&wide, &mut expected, segment, &mut memory, &pass, &mut Pool::default());
+        (expected, engine.last_gradients().unwrap(), watch.into_inner(), units)
+    }
+
+    /// Biases of the second layer's units are moved until rounding alone decides about each unit in its own row: there are
+    /// enough of them that some are decided otherwise in f32.
+    #[test]
+    fn a_hidden_unit_within_rounding_of_0_is_no_error() {
+        let model = TransformerXl::new(model(AttentionKind::RopeConv)).unwrap();
+        let mut data = parameters(&model, 3);
+        let specs = model.layout.specs().iter();
+        let bias = specs
+            .clone()
+            .find(|spec| spec.name == "layers.1.ffn.expand.bias")
+            .unwrap()
+            .range();
+        // Bisection of all biases at once, for the unit of row b mod 24: a larger bias switches it on.
+        let units = bias.len();
+        let (mut off, mut on) = (vec![-50.0f32; units], vec![50.0f32; units]);
+        for _ in 0..60 {
+            let middle: Vec<f32> = off.iter().zip(&on).map(|(a, b)| f32::midpoint(*a, *b)).collect();
+            data[bias.clone()].copy_from_slice(&middle);
+            let (_, _, watch, _) = both(&model, &data, false);
+            for unit in 0..units {
+                let is_on = watch.seen[1][(unit % 24) * units + unit];
+                if is_on {
+                    on[unit] = middle[unit];
+                } else {
+                    off[unit] = middle[unit];
+                }
+            }
+        }
+        data[bias].copy_from_slice(&on);
+        let error = |forced: bool| {
+            let (expected, got, watch, units) = both(&model, &data, forced);
+            let pairs = expected.iter().zip(&got);
+            let difference: f64 = pairs.map(|(x, &y)| (x - f64::from(y)).powi(2)).sum();
+            let whole: f64 = expected.iter().map(|x| x * x).sum();
+            let differing = watch.seen.iter().flatten().zip(units.iter().flatten());
+            let differing = differing.filter(|(there, here)| there != here).count();
+            assert!(
+                !forced || (watch.switched == differing && watch.furthest < 1e-6),
+                "{watch:?}"
+            );
+            (differing, (difference / whole).sqrt())
+        };
+        let (switched, jump) = error(false);
+        assert!(switched > 0 && jump > 1e-3, "{switched} {jump}");
+        let (again, rest) = error(true);
+        assert!(again == switched && rest < 1e-6, "{again} {rest}");
     }
 }

@@ -5,9 +5,11 @@ use crate::error::Result;
 use crate::train::adam::{Adam, Moments, norm, pieces};
 use crate::train::attention::core::Keep;
 use crate::train::cross_entropy::Outcome;
+use crate::train::hidden_units::{HiddenUnits, Watch};
 use crate::train::pool::Pool;
 use crate::train::trainer::MemoryUse;
 use crate::train::transformer_xl::{Memory, Pass, Segment, TransformerXl};
+use std::cell::RefCell;
 use std::ops::Range;
 
 /// The CPU.
@@ -25,6 +27,8 @@ pub struct CpuEngine {
     pool: Pool<f32>,
     /// Rows of memory that the buffers of the pool are for.
     pool_rows: usize,
+    watched: bool,
+    hidden_units: Vec<HiddenUnits>,
 }
 
 impl CpuEngine {
@@ -44,6 +48,8 @@ impl CpuEngine {
             whole_memory: Memory::empty(layers),
             pool: Pool::default(),
             pool_rows: 0,
+            watched: false,
+            hidden_units: Vec::new(),
             model: model.clone(),
             config,
         }
@@ -74,7 +80,9 @@ impl Engine for CpuEngine {
         }
         let positions: usize = groups.iter().map(|group| group.segment.inputs.len()).sum();
         let mut outcome = Outcome::default();
+        self.hidden_units.clear();
         for (group, memory) in groups.iter().zip(&mut self.memories) {
+            let watch = RefCell::new(Watch::default());
             let pass = Pass {
                 keep: if self.config.recompute {
                     Keep::Statistics
@@ -83,12 +91,16 @@ impl Engine for CpuEngine {
                 },
                 scale: 1.0 / positions as f64,
                 dropout: group.dropout.clone(),
+                watch: self.watched.then_some(&watch),
             };
             let (data, grads) = (&self.data, &mut self.grads);
             outcome.add(
                 self.model
                     .train(data, grads, group.segment, memory, &pass, &mut self.pool),
             );
+            if self.watched {
+                self.hidden_units.push(watch.into_inner().seen);
+            }
         }
         Ok(Gradient {
             outcome,
@@ -143,6 +155,14 @@ impl Engine for CpuEngine {
 
     fn last_gradients(&self) -> Result<Vec<f32>> {
         Ok(self.grads.clone())
+    }
+
+    fn watch(&mut self) {
+        self.watched = true;
+    }
+
+    fn hidden_units(&self) -> &[HiddenUnits] {
+        &self.hidden_units
     }
 
     fn memory_use(&self) -> MemoryUse {

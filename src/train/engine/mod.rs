@@ -13,6 +13,7 @@ pub use cuda::CudaEngine;
 
 use super::cross_entropy::Outcome;
 use super::dropout::Dropout;
+use super::hidden_units::HiddenUnits;
 use super::trainer::MemoryUse;
 use super::transformer_xl::{Memory, Segment, TransformerXl};
 use crate::error::Result;
@@ -149,6 +150,12 @@ pub trait Engine {
 
     /// The last gradients, laid out as the parameters.
     fn last_gradients(&self) -> Result<Vec<f32>>;
+
+    /// Keeps from the next step on which hidden units were on; steps become slower.
+    fn watch(&mut self);
+
+    /// The hidden units of the last step, by group; none if they are not watched.
+    fn hidden_units(&self) -> &[HiddenUnits];
 
     /// Bytes by component so far.
     fn memory_use(&self) -> MemoryUse;

@@ -19,6 +19,7 @@ use crate::train::adam::Adam;
 use crate::train::attention::Positions;
 use crate::train::cross_entropy::Outcome;
 use crate::train::dropout::Dropout;
+use crate::train::hidden_units::HiddenUnits;
 use crate::train::model_config::ModelConfig;
 use crate::train::trainer::MemoryUse;
 use crate::train::transformer_xl::{Memory, Segment, TransformerXl};
@@ -61,6 +62,8 @@ pub struct CudaEngine {
     plans: HashMap<usize, Plan>,
     /// Loss, correct rows, sum of squared gradients.
     outcome: DeviceMemory,
+    watched: bool,
+    hidden_units: Vec<HiddenUnits>,
 }
 
 impl CudaEngine {
@@ -101,6 +104,8 @@ impl CudaEngine {
             memories,
             plans: HashMap::new(),
             outcome: gpu.allocate(24),
+            watched: false,
+            hidden_units: Vec::new(),
             model: model.clone(),
             ops,
             config,
@@ -226,6 +231,19 @@ impl CudaEngine {
         Ok(out)
     }
 
+    /// Which hidden units the last pass of training had on.
+    fn hidden_to_host(&self) -> Result<HiddenUnits> {
+        let count = self.model.config.segment * self.config.group() * self.model.config.d_ffn;
+        let layers = self.train.tapes.iter().map(|tape| {
+            let mut bytes = vec![0u8; self.precision.bytes() * count];
+            self.gpu().download(&tape.hidden, 0, &mut bytes)?;
+            // Of either type, the last byte has the sign, and all bytes of 0 are 0.
+            let on = |value: &[u8]| value.iter().any(|&byte| byte != 0) && value[value.len() - 1] < 0x80;
+            Ok(bytes.chunks_exact(self.precision.bytes()).map(on).collect())
+        });
+        layers.collect()
+    }
+
     fn memory_to_host(&self, place: usize) -> Result<Memory<f32>> {
         let remembered = &self.memories[place];
         let width = remembered.batch * self.model.config.d_model;
@@ -288,9 +306,13 @@ fn out_of_memory(error: Error) -> Error {
 impl Engine for CudaEngine {
     fn gradients(&mut self, groups: &[Group<'_>]) -> Result<Gradient> {
         let mut count = 0;
+        self.hidden_units.clear();
         for (place, group) in groups.iter().enumerate() {
             count += group.segment.inputs.len();
             self.pass(place, group.segment, &group.dropout);
+            if self.watched {
+                self.hidden_units.push(self.hidden_to_host()?);
+            }
         }
         let (outcome, squares) = self.read_outcome(count)?;
         Ok(Gradient {
@@ -354,6 +376,14 @@ impl Engine for CudaEngine {
 
     fn last_gradients(&self) -> Result<Vec<f32>> {
         self.download(&self.parameters.grads, 0, self.parameters.len)
+    }
+
+    fn watch(&mut self) {
+        self.watched = true;
+    }
+
+    fn hidden_units(&self) -> &[HiddenUnits] {
+        &self.hidden_units
     }
 
     fn memory_use(&self) -> MemoryUse {
