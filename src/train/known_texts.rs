@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::hub::{HubEnvironment, HubOptions, find_data_with};
+use crate::manifest::sha256;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
@@ -23,8 +24,10 @@ pub struct KnownText {
     pub name: &'static str,
     /// The data set.
     pub repository: &'static str,
-    /// A commit, so that the same name stays the same text.
+    /// A commit, so that the same name stays the same text; or a branch, and `sha256` says which text it is.
     pub revision: &'static str,
+    /// Of both parts joined.
+    pub sha256: Option<&'static str>,
     /// Files to learn from, in order.
     pub train: &'static [&'static str],
     /// Held-out files, in order.
@@ -35,22 +38,22 @@ pub struct KnownText {
 
 /// All of them.
 pub const KNOWN_TEXTS: [KnownText; 5] = [
-    // Cut as `input.txt` is without a name: nine tenths, and a tenth that the data set has in two halves.
+    // Cut as `input.txt` is without a name: nine tenths, and a tenth that the data set has in two halves. Its main branch holds a
+    // script; the hub keeps what the script makes as Parquet on a branch of its own. The sum is that of char-rnn's `input.txt`.
     KnownText {
         name: "tiny-shakespeare",
         repository: "karpathy/tiny_shakespeare",
-        revision: "6fa1fd1127e424cd6f68d48df00814d5b1b034c4",
-        train: &["data/train-00000-of-00001.parquet"],
-        valid: &[
-            "data/validation-00000-of-00001.parquet",
-            "data/test-00000-of-00001.parquet",
-        ],
+        revision: "refs/convert/parquet",
+        sha256: Some("86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"),
+        train: &["default/train/0000.parquet"],
+        valid: &["default/validation/0000.parquet", "default/test/0000.parquet"],
         blank: "",
     },
     KnownText {
         name: "wikitext-2",
         repository: WIKITEXT,
         revision: WIKITEXT_COMMIT,
+        sha256: None,
         train: &["wikitext-2-v1/train-00000-of-00001.parquet"],
         valid: &["wikitext-2-v1/validation-00000-of-00001.parquet"],
         blank: BLANK_LINE,
@@ -59,6 +62,7 @@ pub const KNOWN_TEXTS: [KnownText; 5] = [
         name: "wikitext-2-raw",
         repository: WIKITEXT,
         revision: WIKITEXT_COMMIT,
+        sha256: None,
         train: &["wikitext-2-raw-v1/train-00000-of-00001.parquet"],
         valid: &["wikitext-2-raw-v1/validation-00000-of-00001.parquet"],
         blank: BLANK_LINE,
@@ -67,6 +71,7 @@ pub const KNOWN_TEXTS: [KnownText; 5] = [
         name: "wikitext-103",
         repository: WIKITEXT,
         revision: WIKITEXT_COMMIT,
+        sha256: None,
         train: &[
             "wikitext-103-v1/train-00000-of-00002.parquet",
             "wikitext-103-v1/train-00001-of-00002.parquet",
@@ -78,6 +83,7 @@ pub const KNOWN_TEXTS: [KnownText; 5] = [
         name: "wikitext-103-raw",
         repository: WIKITEXT,
         revision: WIKITEXT_COMMIT,
+        sha256: None,
         train: &[
             "wikitext-103-raw-v1/train-00000-of-00002.parquet",
             "wikitext-103-raw-v1/train-00001-of-00002.parquet",
@@ -100,6 +106,7 @@ pub fn known_names() -> String {
 impl KnownText {
     /// The part to learn from and the held-out one, downloaded unless they are in the cache.
     pub fn read(&self, environment: &HubEnvironment, options: &HubOptions) -> Result<[String; 2]> {
+        let own_revision = options.revision.is_none();
         let options = HubOptions {
             revision: options.revision.clone().or_else(|| Some(self.revision.to_owned())),
             ..options.clone()
@@ -114,7 +121,23 @@ impl KnownText {
             let part = &mut parts[usize::from(at >= self.train.len())];
             append_rows(&file.path, self.blank, part)?;
         }
-        Ok(parts)
+        match self.sha256 {
+            Some(expected) if own_revision => self.check(&parts, expected).map(|()| parts),
+            _ => Ok(parts),
+        }
+    }
+
+    /// An error unless the joined parts have this SHA-256.
+    fn check(&self, parts: &[String; 2], expected: &str) -> Result<()> {
+        let found = sha256(parts.concat());
+        if found == expected {
+            return Ok(());
+        }
+        let Self { name, repository, .. } = self;
+        Err(Error::user(format!(
+            "the data set `{repository}` no longer holds the text `{name}`: SHA-256 {found}, not {expected}"
+        ))
+        .help("pass the text itself as `--data FILE`, or `--revision` to take what another revision holds"))
     }
 }
 
@@ -147,13 +170,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_no_paths_and_revisions_are_commits() {
+    fn names_are_no_paths_and_texts_are_pinned() {
         for text in KNOWN_TEXTS {
             assert_eq!(known_text(text.name).unwrap().repository, text.repository);
             assert!(!text.name.contains('/') && text.repository.split('/').count() == 2);
-            assert!(text.revision.len() == 40 && text.revision.bytes().all(|b| b.is_ascii_hexdigit()));
+            let is_hex = |digits: &str, length| digits.len() == length && digits.bytes().all(|b| b.is_ascii_hexdigit());
+            assert!(text.sha256.map_or(is_hex(text.revision, 40), |sum| is_hex(sum, 64)));
         }
         assert!(known_text("wikitext").is_none());
+    }
+
+    #[test]
+    fn another_text_than_the_name_means_is_refused() {
+        let text = known_text("tiny-shakespeare").unwrap();
+        let parts = ["First Citizen:".to_owned(), String::new()];
+        let error = text.check(&parts, text.sha256.unwrap()).unwrap_err();
+        assert!(
+            error.message().contains("no longer holds the text `tiny-shakespeare`"),
+            "{error}"
+        );
+        text.check(&parts, &sha256("First Citizen:")).unwrap();
     }
 
     #[test]

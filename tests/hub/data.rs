@@ -99,6 +99,7 @@ fn a_text_that_goes_by_a_name_is_downloaded_once_and_read_from_parquet() {
         name: "words",
         repository: "Org/Name",
         revision: COMMIT,
+        sha256: None,
         train: &["words/train-0.parquet", "words/train-1.parquet"],
         valid: &["words/valid.parquet"],
         blank: " \n",
@@ -141,6 +142,24 @@ fn a_text_that_goes_by_a_name_is_downloaded_once_and_read_from_parquet() {
     };
     let error = lacking.read(&world.environment, &options()).unwrap_err();
     assert!(error.message().contains("has no `words/none.parquet`"), "{error}");
+    // A branch whose name has slashes, and what it must hold.
+    let branch = KnownText {
+        revision: "refs/convert/parquet",
+        sha256: Some("0000000000000000000000000000000000000000000000000000000000000000"),
+        ..text
+    };
+    let error = branch.read(&world.environment, &options()).unwrap_err();
+    assert!(
+        error.message().contains("no longer holds the text `words`: SHA-256 "),
+        "{error}"
+    );
+    let requests = world.hub.requests();
+    assert!(
+        requests
+            .iter()
+            .any(|request| request.path.contains("/revision/refs%2Fconvert%2Fparquet")),
+        "{requests:?}"
+    );
 }
 
 #[test]

@@ -172,7 +172,7 @@ fn answer(mut stream: TcpStream, behaviour: &Behaviour, log: &Mutex<Vec<Request>
         .find_map(|kind| path.strip_prefix(&format!("/api/{kind}/Org/Name/revision/")));
     if let Some(revision) = revision {
         return match revision {
-            "main" | COMMIT => respond(200, "", listing(behaviour, COMMIT).as_bytes()),
+            "main" | "refs%2Fconvert%2Fparquet" | COMMIT => respond(200, "", listing(behaviour, COMMIT).as_bytes()),
             "old" | OLD_COMMIT => respond(200, "", listing(behaviour, OLD_COMMIT).as_bytes()),
             _ => respond(404, "X-Error-Code: RevisionNotFound\r\n", b""),
         };
