@@ -120,8 +120,8 @@ fn emulate(
 }
 
 /// Cases and steps of shapes whose votes are bounded before they are exact, and of others.
-const FAST: (u32, u32) = (23, 58);
-const NOT_FAST: (u32, u32) = (14, 36);
+const FAST: (u32, u32) = (29, 70);
+const NOT_FAST: (u32, u32) = (20, 48);
 
 #[test]
 fn qwen2_7b_with_keys_through_the_ring() {

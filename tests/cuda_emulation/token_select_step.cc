@@ -12,6 +12,7 @@ enum class Values {
     five,        // five different keys
     zeros,       // two of three keys are 0
     not_numbers, // queries of NaN, as a broken model would have them
+    clustered,   // the highest votes are of neighbours, and near each other
 };
 
 struct Case {
@@ -42,6 +43,12 @@ static const Case CASES[] = {
     {.name = "sliding window", .stored = 700, .n_init = 8, .n_local = 20, .top_k = 64, .blocks = 5, .sliding = 50},
     {.name = "flat scores", .stored = 3000, .n_init = 16, .n_local = 40, .top_k = 700, .blocks = 7, .spread = 0.02},
     {.name = "long list", .stored = 900, .n_init = 128, .n_local = 100, .top_k = 500, .blocks = 2},
+    {.name = "blocks without tokens", .stored = 480, .n_init = 8, .n_local = 20, .top_k = 64, .blocks = 22},
+    {.name = "blocks without tokens, flat", .stored = 480, .n_init = 8, .n_local = 20, .top_k = 100, .blocks = 22, .spread = 0.02},
+    {.name = "blocks without tokens, equal keys", .stored = 480, .n_init = 8, .n_local = 20, .top_k = 100, .blocks = 22, .values = Values::all_equal},
+    {.name = "votes past all numbers", .stored = 480, .n_init = 8, .n_local = 20, .top_k = 20, .blocks = 5, .spread = 10000, .values = Values::all_equal},
+    {.name = "selection in one block", .stored = 1500, .n_init = 8, .n_local = 20, .top_k = 300, .blocks = 5, .values = Values::clustered},
+    {.name = "many blocks", .stored = 2200, .n_init = 8, .n_local = 20, .top_k = 100, .blocks = 131, .values = Values::clustered},
 #if FAST_SCORES
     {.name = "bounds", .stored = 2000, .n_init = 8, .n_local = 20, .top_k = 64, .blocks = 5, .bounds = true},
     {.name = "bounds, few keys matter", .stored = 4000, .n_init = 8, .n_local = 20, .top_k = 64, .blocks = 5, .spread = 30, .more_shared = 60000, .bounds = true},
@@ -122,6 +129,7 @@ struct Session {
     Session(const Case& c, int seed);
     void fill_row();
     void fill_keys();
+    void cluster_keys();
     void quantize(int token);
     void next_row();
     void step(int order);
@@ -153,6 +161,8 @@ Session::Session(const Case& c, int seed)
             double angle = p * pow(1e4, -2.0 * d / D);
             cos_table[(i64)p * HALF + d] = cos(angle), sin_table[(i64)p * HALF + d] = sin(angle);
         }
+    if (c.values == Values::clustered) cluster_keys();
+    for (int t = 0; t < capacity; t++) quantize(t);
     args.qkv = qkv.data(), args.keys = keys.data(), args.values = values.data(), args.out = out.data();
 #ifdef KEYS8
     args.keys8 = keys8.data(), args.scales8 = scales8.data();
@@ -174,7 +184,19 @@ void Session::fill_keys() {
     if (c.values == Values::zeros)
         for (i64 i = 0; i < capacity * ROW; i++)
             if (i / ROW % 3) keys[i] = 0;
-    for (int t = 0; t < capacity; t++) quantize(t);
+}
+
+// Keys of neighbours, half as many again as are selected, lie along the first query of their head.
+void Session::cluster_keys() {
+    std::vector<double> q(D);
+    int first = c.n_init + (c.stored - c.n_init) / 3, some = c.top_k * 3 / 2 + 3;
+    for (int kv = 0; kv < KV_HEADS; kv++) {
+        rotate(&qkv[kv * GROUP * D], c.n_local, q.data());
+        double norm = 0;
+        for (int d = 0; d < D; d++) norm += q[d] * q[d];
+        for (int t = first; t < std::min(capacity, first + some); t++)
+            for (int d = 0; d < D; d++) keys[t * ROW + kv * D + d] = from_float(q[d] * sqrt(D / norm) + 0.003f * normal(random));
+    }
 }
 
 void Session::fill_row() {
@@ -336,7 +358,7 @@ void Session::step(int order) {
             check_selection(votes(query, c.n_init, end), c.n_init, end);
             chosen.assign(selected.data(), selected.data() + c.top_k);
             for (int i = 0; i < HEADS * D && c.values != Values::not_numbers; i++)
-                check(fabs(cache_query[i] - query[i]) < 1e-5 * (1 + fabs(query[i])), "query %d of the cache", i);
+                check(fabs(cache_query[i] - query[i]) < 1e-5 * (1 + fabs(query[i]) + 1e-2 * c.spread), "query %d of the cache", i);
         }
         check(state[VALID] == 1 && state[LOCAL_START] == local_start && state[HITS] == hits && state[MISSES] == misses,
               "state %d %d %d %d, not 1 %d %d %d", state[VALID], state[LOCAL_START], state[HITS], state[MISSES], local_start, hits, misses);

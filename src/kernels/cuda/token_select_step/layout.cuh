@@ -116,12 +116,12 @@ constexpr int VALID = 0, LOCAL_START = 1, HITS = 2, MISSES = 3, COSINE = 4, LIST
 // Past L1, for what other blocks wrote in this launch.
 DEVICE int load_l2(const int* p) {
     int v;
-    asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
 }
 DEVICE int4 load_l2(const int4* p) {
     int4 v;
-    asm volatile("ld.global.cg.v4.s32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+    asm volatile("ld.relaxed.gpu.global.v4.s32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
     return v;
 }
 DEVICE float load_l2(const float* p) {
@@ -225,6 +225,7 @@ DEVICE int opaque(int x) {
 // ---- scratch -----------------------------------------------------------------------------------------------------------
 
 constexpr int RECORD = 16, INLINE_KEYS = RECORD - 2;
+static_assert(LIST_CAP % 4 == 0 && LIST_CAP >= INLINE_KEYS, "lists are cleared by 16 bytes, and begin with what records hold");
 constexpr int LEVELS = 5;   // histograms: one for votes that are not exact, four that narrow 31 bits down
 
 // Scratch: [barrier, arrivals per KV head, histograms, counts per block, lists, statistics, partial results].

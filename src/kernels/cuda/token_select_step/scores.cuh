@@ -470,8 +470,9 @@ DEVICE void fold_statistics(u8* shared, const Scratch& scratch) {
     __syncthreads();
 }
 
-// A vote as a key: positive floats order as integers; NaN counts as zero.
-DEVICE int key_of(float vote) { return vote > 0.0f ? __float_as_int(vote) : 0; }
+// A vote as a key: positive floats order as integers; NaN counts as zero, what is past all numbers as the highest of them.
+constexpr int HIGHEST_KEY = 0x7f7fffff;
+DEVICE int key_of(float vote) { return vote > 0.0f ? min(__float_as_int(vote), HIGHEST_KEY) : 0; }
 
 // Votes of the slice from its scores, counted by `count(key)`.
 template <class Count>

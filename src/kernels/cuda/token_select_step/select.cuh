@@ -3,7 +3,7 @@
 // First histograms have eight bins an octave, from 2^-122 to 2^6; votes below share the lowest one, those above the highest. Few
 // bins, as each that a block has votes in is an addition that all blocks wait for.
 constexpr int VOTE_SHIFT = 20, LOWEST_VOTE = (133 << 23) - (BINS << VOTE_SHIFT);
-constexpr int IN = 0x7f800000, OUT = -1;                  // keys of votes that are known to be in, or out
+constexpr int IN = HIGHEST_KEY + 1, OUT = -1;             // keys of votes that are known to be in, or out
 
 // The keys from `low` to `high`, `count` of them; `need` of these are in, and all above. With UNCOUNTED all keys but IN and OUT,
 // whose number the list tells; then `low` and `high` are where the threshold is looked for first.
@@ -262,6 +262,7 @@ DEVICE Class vote(const StepArgs& a, u8* shared, const Slice& s, const Scratch& 
             for (int bin = first_bin(near.low); bin <= first_bin(near.high); bin++) most += (int)histogram[bin];
             // Few enough to do without a second histogram, which all blocks know.
             bool few = most <= LIST_CAP;
+            __syncthreads();   // a block without tokens meets no other barrier before the histogram is cleared
             votes_near(a, shared, s, scratch, near, few);
             if (few) return {near.low, near.high, UNCOUNTED, UNCOUNTED};
         }
