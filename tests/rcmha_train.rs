@@ -2,11 +2,12 @@
 
 mod common;
 
-use common::program::{assert_refused, refuses, run, succeeds, tokselect};
+use common::program::{assert_refused, finished, refuses, run, succeeds, tokselect};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use tokselect::train::attention::core::Keep;
 use tokselect::train::attention::{AttentionKind, Convolution, TableSize};
 use tokselect::train::checkpoint::Checkpoint;
@@ -212,6 +213,61 @@ fn a_killed_run_goes_on_with_the_same_losses() {
     for name in ["rmha-seed-0", "rmha-seed-1", "rcmha-seed-0", "rcmha-seed-1"] {
         assert_eq!(losses(&whole.join(name)), losses(&folder.join(name)), "{name}");
     }
+}
+
+/// Ctrl-C within a run: its step is finished and kept, whether or not a checkpoint was due, and the same command goes on from
+/// there with the same losses.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_keeps_the_step_and_the_same_command_goes_on() {
+    // The signal is sent in the second of 24 runs: the ones behind it are a second in which it may arrive.
+    let options = "--seeds 12 --dropout 0.1 --checkpoint-every 7";
+    let whole = scratch("rcmha-uninterrupted");
+    succeeds(&mut with(&whole, options));
+    let folder = scratch("rcmha-interrupted");
+    let stopped = folder.join("rcmha-seed-0");
+    let mut command = with(&folder, options);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while fs::read_to_string(stopped.join("metrics.jsonl")).map_or(0, |text| text.lines().count()) < 10 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended too early");
+        assert!(Instant::now() < deadline, "no step in a minute");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(sent.expect("kill is there").success());
+    let ended = finished(child.wait_with_output().unwrap());
+    assert_refused(
+        &ended,
+        130,
+        &[
+            "finished runs and the last checkpoint are kept in",
+            "run the same command again to go on",
+        ],
+    );
+    let report: Value = serde_json::from_slice(&fs::read(folder.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["interrupted"], true);
+    // Of the run that was stopped, and of every one before it, the last step that has a line has a checkpoint.
+    let runs: Vec<String> = (0..12)
+        .flat_map(|seed| ["rmha", "rcmha"].map(|kind| format!("{kind}-seed-{seed}")))
+        .collect();
+    let begun: Vec<&String> = runs.iter().filter(|name| folder.join(name).exists()).collect();
+    assert!(begun.len() < runs.len(), "{begun:?}");
+    for name in begun {
+        let run = folder.join(name);
+        let last = losses(&run).last().map_or(0, |line| line["step"].as_u64().unwrap());
+        assert!(
+            run.join(format!("step-{last:09}.safetensors")).is_file(),
+            "{name} {last}"
+        );
+    }
+    succeeds(&mut with(&folder, options));
+    for name in runs {
+        assert_eq!(losses(&whole.join(&name)), losses(&folder.join(&name)), "{name}");
+    }
+    let report: Value = serde_json::from_slice(&fs::read(folder.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["interrupted"], false);
 }
 
 #[test]
