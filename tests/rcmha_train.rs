@@ -165,15 +165,15 @@ fn a_matrix_has_tables_tests_and_a_figure() {
     for name in ["rmha-seed-0", "rmha-seed-1", "rcmha-seed-0", "rcmha-seed-1"] {
         let run = folder.join(name);
         let losses = losses(&run);
-        // 60 lines of training and 3 of validation, of parts; that of the whole at the end is in the result.
-        assert_eq!(losses.len(), 63, "{name}");
+        // 60 lines of training, 3 of parts of the held-out text, and the last of all of it.
+        assert_eq!(losses.len(), 64, "{name}");
         let (first, last) = (
             losses[0]["loss"].as_f64().unwrap(),
             losses[61]["loss"].as_f64().unwrap(),
         );
         assert!(last < first - 0.5, "{name}: {first} to {last}");
         let csv = fs::read_to_string(run.join("metrics.csv")).unwrap();
-        assert_eq!(csv.lines().count(), 64);
+        assert_eq!(csv.lines().count(), 65);
         let kept = fs::read_dir(&run).unwrap().filter(|entry| {
             let name = entry.as_ref().unwrap().file_name();
             name.to_str().unwrap().starts_with("step-")
@@ -268,6 +268,52 @@ fn ctrl_c_keeps_the_step_and_the_same_command_goes_on() {
     }
     let report: Value = serde_json::from_slice(&fs::read(folder.join("report.json")).unwrap()).unwrap();
     assert_eq!(report["interrupted"], false);
+}
+
+/// With parts, no line before the last one is about all of the held-out text; and a run that is stopped after its last step
+/// does not lose that line, nor write it twice.
+#[test]
+fn the_last_line_of_metrics_is_all_of_the_held_out_text_once() {
+    let folder = scratch("rcmha-last-line");
+    let options = "--seed 3";
+    succeeds(&mut with(&folder, options));
+    let (run, samples) = (folder.join("rmha-seed-3"), folder.join("samples.jsonl"));
+    let whole = losses(&run);
+    let last = whole.last().unwrap();
+    assert_eq!((&last["part"], &last["step"]), (&"whole".into(), &60.into()));
+    assert_eq!(whole.iter().filter(|line| line["part"] == "whole").count(), 1);
+    let text = fs::read_to_string(&samples).unwrap();
+    let sample: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    let found = |key: &str| {
+        sample
+            .pointer(&format!("/data/{key}"))
+            .or(sample.get(key))
+            .unwrap()
+            .clone()
+    };
+    assert_eq!(
+        (&found("valid_loss"), &found("valid_accuracy")),
+        (&last["loss"], &last["accuracy"])
+    );
+    assert_eq!(
+        found("valid_curve").as_array().unwrap().last().unwrap()[1],
+        last["loss"]
+    );
+    // Stopped before the result, before the line, and within it.
+    let metrics = run.join("metrics.jsonl");
+    let lines = fs::read_to_string(&metrics).unwrap();
+    let before = lines.trim_end().rfind('\n').unwrap() + 1;
+    for kept in [lines.len(), before, before + 9] {
+        fs::write(&metrics, &lines[..kept]).unwrap();
+        fs::remove_file(&samples).unwrap();
+        succeeds(&mut with(&folder, options));
+        assert_eq!(losses(&run), whole, "{kept} bytes were there");
+        let csv = fs::read_to_string(run.join("metrics.csv")).unwrap();
+        assert!(
+            csv.lines().count() == 65 && csv.lines().last().unwrap().starts_with("60,whole,"),
+            "{csv}"
+        );
+    }
 }
 
 #[test]
