@@ -469,7 +469,21 @@ fn wrong_input_is_refused_with_a_remedy() {
     refuses(train("--data").arg(&empty), 2, &["is empty"]);
     refuses(train("--data").arg(&tiny), 2, &["too few for 16 streams"]);
     refuses(train("--data").arg(&binary), 2, &["not UTF-8"]);
-    refuses(train("--data").arg(&folder), 2, &["has no"]);
+    refuses(
+        train("--data").arg(&folder),
+        2,
+        &["has no `train.txt`, `valid.txt`, `input.txt`", "under these names"],
+    );
+    let absent = refuses(
+        &mut train("--data missing.txt"),
+        2,
+        &[
+            "`missing.txt` does not exist",
+            "texts that go by a name: tiny-shakespeare, wikitext-2",
+            "name a file",
+        ],
+    );
+    assert!(!absent.contains("InfiniteBench"), "{absent}");
     refuses(
         &mut train("--heads 3"),
         2,
@@ -500,6 +514,7 @@ fn wrong_input_is_refused_with_a_remedy() {
         3,
         &[
             "`wikitext-2-v1/train-00000-of-00001.parquet`",
+            "are not in the cache",
             "run once without `--offline`",
         ],
     );

@@ -35,8 +35,11 @@ pub struct FoundData {
 impl FoundData {
     /// The refusal of a place that lacks something: one error that names every file.
     pub fn lacks(&self) -> Error {
-        let error = Error::user(format!("{} has no {}", self.place, self.lacking.join(", ")))
-            .help("name the file itself, or a directory or a hub data set that holds it under that name");
+        let error =
+            Error::user(format!("{} has no {}", self.place, self.lacking.join(", "))).help(match self.lacking.len() {
+                1 => "name the file itself, or a directory or a hub data set that holds it under that name",
+                _ => "name a directory or a hub data set that holds them under these names",
+            });
         if self.held.is_empty() {
             error
         } else {
@@ -182,8 +185,9 @@ fn from_hub(
     }
     if offline {
         return Err(Error::environment(format!(
-            "offline, but {} of the data set `{id}` (revision `{revision}`) is not in the cache",
-            uncached.join(", ")
+            "offline, but {} of the data set `{id}` (revision `{revision}`) {} not in the cache",
+            uncached.join(", "),
+            if uncached.len() == 1 { "is" } else { "are" }
         ))
         .note(format!("cache: `{}`", environment.cache_dir.display()))
         .help("run once without `--offline` and `HF_HUB_OFFLINE`, or set `HF_HUB_CACHE` to the cache that has it"));

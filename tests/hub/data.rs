@@ -22,7 +22,9 @@ fn one_file_of_a_data_set_is_downloaded_once_and_then_found_offline() {
     let error = get(&["passkey.jsonl"], &offline).unwrap_err();
     assert_eq!(error.exit_code(), 3);
     assert!(
-        error.message().contains("`passkey.jsonl` of the data set `Org/Name`"),
+        error
+            .message()
+            .contains("`passkey.jsonl` of the data set `Org/Name` (revision `main`) is not in the cache"),
         "{error}"
     );
     let file = get(&["data/passkey.jsonl", "passkey.jsonl"], &options()).unwrap();
