@@ -472,7 +472,10 @@ fn wrong_input_is_refused_with_a_remedy() {
     refuses(
         train("--data").arg(&folder),
         2,
-        &["has no `train.txt`, `valid.txt`, `input.txt`", "under these names"],
+        &[
+            "has no `train.txt`, `valid.txt`, `input.txt`",
+            "`train.txt` and `valid.txt`, or `input.txt`",
+        ],
     );
     let absent = refuses(
         &mut train("--data missing.txt"),

@@ -10,6 +10,9 @@ use super::reference::{Reference, Repository, parse_data};
 use super::{HubOptions, SourceRecord};
 use crate::error::{Error, Result};
 
+/// Files of a data set that an error names.
+const MOST_SHOWN: usize = 20;
+
 /// A data file on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataFile {
@@ -41,10 +44,18 @@ impl FoundData {
                 _ => "name a directory or a hub data set that holds them under these names",
             });
         if self.held.is_empty() {
-            error
-        } else {
-            error.note(format!("it holds {}", self.held.join(", ")))
+            return error;
         }
+        let shown = &self.held[..self.held.len().min(MOST_SHOWN)];
+        error.note(match self.held.len() - shown.len() {
+            0 => format!("it holds {}", shown.join(", ")),
+            more => format!("it holds {} and {more} more", shown.join(", ")),
+        })
+    }
+
+    /// Whether a data set of the hub that lacks something holds a file with this ending.
+    pub fn holds(&self, ending: &str) -> bool {
+        self.held.iter().any(|name| name.ends_with(ending))
     }
 }
 
@@ -218,6 +229,5 @@ fn from_hub(
     downloader.bar.finish_and_clear();
     let mut held = listing.names();
     held.sort();
-    held.truncate(20);
     Ok(found(files, held))
 }
