@@ -2,11 +2,12 @@
 
 mod common;
 
-use common::program::{assert_refused, refuses, run, succeeds, tokselect};
+use common::program::{assert_refused, finished, refuses, run, succeeds, tokselect};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use tokselect::train::attention::core::Keep;
 use tokselect::train::attention::{AttentionKind, Convolution, TableSize};
 use tokselect::train::checkpoint::Checkpoint;
@@ -164,15 +165,15 @@ fn a_matrix_has_tables_tests_and_a_figure() {
     for name in ["rmha-seed-0", "rmha-seed-1", "rcmha-seed-0", "rcmha-seed-1"] {
         let run = folder.join(name);
         let losses = losses(&run);
-        // 60 lines of training and 3 of validation, of parts; that of the whole at the end is in the result.
-        assert_eq!(losses.len(), 63, "{name}");
+        // 60 lines of training, 3 of parts of the held-out text, and the last of all of it.
+        assert_eq!(losses.len(), 64, "{name}");
         let (first, last) = (
             losses[0]["loss"].as_f64().unwrap(),
             losses[61]["loss"].as_f64().unwrap(),
         );
         assert!(last < first - 0.5, "{name}: {first} to {last}");
         let csv = fs::read_to_string(run.join("metrics.csv")).unwrap();
-        assert_eq!(csv.lines().count(), 64);
+        assert_eq!(csv.lines().count(), 65);
         let kept = fs::read_dir(&run).unwrap().filter(|entry| {
             let name = entry.as_ref().unwrap().file_name();
             name.to_str().unwrap().starts_with("step-")
@@ -211,6 +212,107 @@ fn a_killed_run_goes_on_with_the_same_losses() {
     succeeds(&mut small(&folder));
     for name in ["rmha-seed-0", "rmha-seed-1", "rcmha-seed-0", "rcmha-seed-1"] {
         assert_eq!(losses(&whole.join(name)), losses(&folder.join(name)), "{name}");
+    }
+}
+
+/// Ctrl-C within a run: its step is finished and kept, whether or not a checkpoint was due, and the same command goes on from
+/// there with the same losses.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_keeps_the_step_and_the_same_command_goes_on() {
+    // The signal is sent in the second of 24 runs: the ones behind it are a second in which it may arrive.
+    let options = "--seeds 12 --dropout 0.1 --checkpoint-every 7";
+    let whole = scratch("rcmha-uninterrupted");
+    succeeds(&mut with(&whole, options));
+    let folder = scratch("rcmha-interrupted");
+    let stopped = folder.join("rcmha-seed-0");
+    let mut command = with(&folder, options);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while fs::read_to_string(stopped.join("metrics.jsonl")).map_or(0, |text| text.lines().count()) < 10 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended too early");
+        assert!(Instant::now() < deadline, "no step in a minute");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(sent.expect("kill is there").success());
+    let ended = finished(child.wait_with_output().unwrap());
+    assert_refused(
+        &ended,
+        130,
+        &[
+            "finished runs and the last checkpoint are kept in",
+            "run the same command again to go on",
+        ],
+    );
+    let report: Value = serde_json::from_slice(&fs::read(folder.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["interrupted"], true);
+    // Of the run that was stopped, and of every one before it, the last step that has a line has a checkpoint.
+    let runs: Vec<String> = (0..12)
+        .flat_map(|seed| ["rmha", "rcmha"].map(|kind| format!("{kind}-seed-{seed}")))
+        .collect();
+    let begun: Vec<&String> = runs.iter().filter(|name| folder.join(name).exists()).collect();
+    assert!(begun.len() < runs.len(), "{begun:?}");
+    for name in begun {
+        let run = folder.join(name);
+        let last = losses(&run).last().map_or(0, |line| line["step"].as_u64().unwrap());
+        assert!(
+            run.join(format!("step-{last:09}.safetensors")).is_file(),
+            "{name} {last}"
+        );
+    }
+    succeeds(&mut with(&folder, options));
+    for name in runs {
+        assert_eq!(losses(&whole.join(&name)), losses(&folder.join(&name)), "{name}");
+    }
+    let report: Value = serde_json::from_slice(&fs::read(folder.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["interrupted"], false);
+}
+
+/// With parts, no line before the last one is about all of the held-out text; and a run that is stopped after its last step
+/// does not lose that line, nor write it twice.
+#[test]
+fn the_last_line_of_metrics_is_all_of_the_held_out_text_once() {
+    let folder = scratch("rcmha-last-line");
+    let options = "--seed 3";
+    succeeds(&mut with(&folder, options));
+    let (run, samples) = (folder.join("rmha-seed-3"), folder.join("samples.jsonl"));
+    let whole = losses(&run);
+    let last = whole.last().unwrap();
+    assert_eq!((&last["part"], &last["step"]), (&"whole".into(), &60.into()));
+    assert_eq!(whole.iter().filter(|line| line["part"] == "whole").count(), 1);
+    let text = fs::read_to_string(&samples).unwrap();
+    let sample: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    let found = |key: &str| {
+        sample
+            .pointer(&format!("/data/{key}"))
+            .or(sample.get(key))
+            .unwrap()
+            .clone()
+    };
+    assert_eq!(
+        (&found("valid_loss"), &found("valid_accuracy")),
+        (&last["loss"], &last["accuracy"])
+    );
+    assert_eq!(
+        found("valid_curve").as_array().unwrap().last().unwrap()[1],
+        last["loss"]
+    );
+    // Stopped before the result, before the line, and within it.
+    let metrics = run.join("metrics.jsonl");
+    let lines = fs::read_to_string(&metrics).unwrap();
+    let before = lines.trim_end().rfind('\n').unwrap() + 1;
+    for kept in [lines.len(), before, before + 9] {
+        fs::write(&metrics, &lines[..kept]).unwrap();
+        fs::remove_file(&samples).unwrap();
+        succeeds(&mut with(&folder, options));
+        assert_eq!(losses(&run), whole, "{kept} bytes were there");
+        let csv = fs::read_to_string(run.join("metrics.csv")).unwrap();
+        assert!(
+            csv.lines().count() == 65 && csv.lines().last().unwrap().starts_with("60,whole,"),
+            "{csv}"
+        );
     }
 }
 
@@ -367,7 +469,24 @@ fn wrong_input_is_refused_with_a_remedy() {
     refuses(train("--data").arg(&empty), 2, &["is empty"]);
     refuses(train("--data").arg(&tiny), 2, &["too few for 16 streams"]);
     refuses(train("--data").arg(&binary), 2, &["not UTF-8"]);
-    refuses(train("--data").arg(&folder), 2, &["has no"]);
+    refuses(
+        train("--data").arg(&folder),
+        2,
+        &[
+            "has no `train.txt`, `valid.txt`, `input.txt`",
+            "`train.txt` and `valid.txt`, or `input.txt`",
+        ],
+    );
+    let absent = refuses(
+        &mut train("--data missing.txt"),
+        2,
+        &[
+            "`missing.txt` does not exist",
+            "texts that go by a name: tiny-shakespeare, wikitext-2",
+            "name a file",
+        ],
+    );
+    assert!(!absent.contains("InfiniteBench"), "{absent}");
     refuses(
         &mut train("--heads 3"),
         2,
@@ -398,6 +517,7 @@ fn wrong_input_is_refused_with_a_remedy() {
         3,
         &[
             "`wikitext-2-v1/train-00000-of-00001.parquet`",
+            "are not in the cache",
             "run once without `--offline`",
         ],
     );

@@ -344,7 +344,8 @@ fn a_cached_data_set_of_the_hub_is_read_offline() {
         &mut start("Org/Name", "passkey,code_debug,math_find"),
         3,
         &[
-            "offline, but `code_debug.jsonl`, `math_find.jsonl` of the data set `Org/Name`",
+            "offline, but `code_debug.jsonl`, `math_find.jsonl` of the data set `Org/Name` (revision `main`) are not in the cache",
+            "the benchmark's own files are in the hub data set `xinrongzhang2022/InfiniteBench`",
             "--offline",
         ],
     );

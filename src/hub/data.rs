@@ -10,6 +10,9 @@ use super::reference::{Reference, Repository, parse_data};
 use super::{HubOptions, SourceRecord};
 use crate::error::{Error, Result};
 
+/// Files of a data set that an error names.
+const MOST_SHOWN: usize = 20;
+
 /// A data file on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataFile {
@@ -35,13 +38,24 @@ pub struct FoundData {
 impl FoundData {
     /// The refusal of a place that lacks something: one error that names every file.
     pub fn lacks(&self) -> Error {
-        let error = Error::user(format!("{} has no {}", self.place, self.lacking.join(", ")))
-            .help("name the file itself, or a directory or a hub data set that holds it under that name");
+        let error =
+            Error::user(format!("{} has no {}", self.place, self.lacking.join(", "))).help(match self.lacking.len() {
+                1 => "name the file itself, or a directory or a hub data set that holds it under that name",
+                _ => "name a directory or a hub data set that holds them under these names",
+            });
         if self.held.is_empty() {
-            error
-        } else {
-            error.note(format!("it holds {}", self.held.join(", ")))
+            return error;
         }
+        let shown = &self.held[..self.held.len().min(MOST_SHOWN)];
+        error.note(match self.held.len() - shown.len() {
+            0 => format!("it holds {}", shown.join(", ")),
+            more => format!("it holds {} and {more} more", shown.join(", ")),
+        })
+    }
+
+    /// Whether a data set of the hub that lacks something holds a file with this ending.
+    pub fn holds(&self, ending: &str) -> bool {
+        self.held.iter().any(|name| name.ends_with(ending))
     }
 }
 
@@ -182,8 +196,9 @@ fn from_hub(
     }
     if offline {
         return Err(Error::environment(format!(
-            "offline, but {} of the data set `{id}` (revision `{revision}`) is not in the cache",
-            uncached.join(", ")
+            "offline, but {} of the data set `{id}` (revision `{revision}`) {} not in the cache",
+            uncached.join(", "),
+            if uncached.len() == 1 { "is" } else { "are" }
         ))
         .note(format!("cache: `{}`", environment.cache_dir.display()))
         .help("run once without `--offline` and `HF_HUB_OFFLINE`, or set `HF_HUB_CACHE` to the cache that has it"));
@@ -214,6 +229,5 @@ fn from_hub(
     downloader.bar.finish_and_clear();
     let mut held = listing.names();
     held.sort();
-    held.truncate(20);
     Ok(found(files, held))
 }

@@ -10,8 +10,8 @@ use crate::error::{Error, Result, io_error};
 const FORMS: &str = "name a model directory, a `.safetensors` file, a `config.json`, or a hub model such as \
                      `Qwen/Qwen2.5-0.5B-Instruct`";
 
-const DATA_FORMS: &str = "name a file, a directory that holds such files, or a hub data set such as \
-                          `xinrongzhang2022/InfiniteBench`";
+/// Without an example: which data set it may be depends on the command, which says so in a note of its own.
+const DATA_FORMS: &str = "name a file, or a directory or a hub data set (`Org/Name`) that holds such files";
 
 /// What a reference names.
 #[derive(Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ pub(super) fn parse(typed: &str, revision: Option<&str>) -> Result<Reference> {
     }
     let path = expand_home(typed);
     match std::fs::metadata(&path) {
-        Ok(metadata) => local(path, &metadata, revision),
+        Ok(metadata) => local(path, &metadata, revision, FORMS),
         Err(source) if is_absent(&source) => absent(typed, &path, revision),
         Err(source) => Err(io_error("read", &path, &source)),
     }
@@ -83,7 +83,7 @@ pub(super) fn parse_data(typed: &str, revision: Option<&str>) -> Result<Referenc
     }
     let path = expand_home(typed);
     match std::fs::metadata(&path) {
-        Ok(metadata) => return local(path, &metadata, revision),
+        Ok(metadata) => return local(path, &metadata, revision, DATA_FORMS),
         Err(source) if is_absent(&source) => {}
         Err(source) => return Err(io_error("read", &path, &source)),
     }
@@ -121,7 +121,12 @@ fn is_absent(source: &std::io::Error) -> bool {
     )
 }
 
-fn local(path: PathBuf, metadata: &std::fs::Metadata, revision: Option<&str>) -> Result<Reference> {
+fn local(
+    path: PathBuf,
+    metadata: &std::fs::Metadata,
+    revision: Option<&str>,
+    forms: &'static str,
+) -> Result<Reference> {
     if let Some(revision) = revision {
         return Err(Error::user(format!(
             "`--revision {revision}` is given, but `{}` is a local path",
@@ -136,7 +141,7 @@ fn local(path: PathBuf, metadata: &std::fs::Metadata, revision: Option<&str>) ->
         Ok(Reference::File(path))
     } else {
         let message = format!("`{}` is neither a directory nor a regular file", path.display());
-        Err(Error::user(message).help(FORMS))
+        Err(Error::user(message).help(forms))
     }
 }
 

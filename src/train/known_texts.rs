@@ -103,6 +103,15 @@ pub fn known_names() -> String {
     KNOWN_TEXTS.map(|text| text.name).join(", ")
 }
 
+/// The names of the texts that come from this data set, of which a revision may be given, as a message lists them; `None`
+/// if none does.
+pub fn names_from(reference: &str) -> Option<String> {
+    let repository = reference.split('@').next();
+    let texts = KNOWN_TEXTS.iter().filter(|text| Some(text.repository) == repository);
+    let names: Vec<String> = texts.map(|text| format!("`--data {}`", text.name)).collect();
+    (!names.is_empty()).then(|| names.join(" or "))
+}
+
 impl KnownText {
     /// The part to learn from and the held-out one, downloaded unless they are in the cache.
     pub fn read(&self, environment: &HubEnvironment, options: &HubOptions) -> Result<[String; 2]> {
@@ -178,6 +187,11 @@ mod tests {
             assert!(text.sha256.map_or(is_hex(text.revision, 40), |sum| is_hex(sum, 64)));
         }
         assert!(known_text("wikitext").is_none());
+        assert_eq!(
+            names_from("karpathy/tiny_shakespeare@main").unwrap(),
+            "`--data tiny-shakespeare`"
+        );
+        assert!(names_from("Org/Name").is_none());
     }
 
     #[test]

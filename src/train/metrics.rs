@@ -15,8 +15,21 @@ const CSV_HEADER: &str = "step,part,loss,accuracy,coded_accuracy,rate,gradient_n
 pub enum Part {
     /// Batches trained on since the line before.
     Train,
-    /// Held-out text.
+    /// Held-out text: all of it, or one of the parts of [`crate::train::trainer::TrainConfig::eval_parts`].
     Valid,
+    /// All of the held-out text after the last step: the last line of a run, and what its result says.
+    Whole,
+}
+
+impl Part {
+    /// As it is in the files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Valid => "valid",
+            Self::Whole => "whole",
+        }
+    }
 }
 
 /// One line.
@@ -47,7 +60,7 @@ impl Line {
     /// As it is in `metrics.jsonl`, and in `metrics.csv`.
     fn texts(&self) -> Result<[String; 2]> {
         let json = serde_json::to_string(self).map_err(|e| Error::bug(format!("a line of metrics: {e}")))?;
-        let part = if self.part == Part::Train { "train" } else { "valid" };
+        let part = self.part.name();
         let row = format!(
             "{},{part},{},{},{},{},{},{}\n",
             self.step, self.loss, self.accuracy, self.coded_accuracy, self.rate, self.gradient_norm, self.tokens_per_s

@@ -107,7 +107,6 @@ pub fn run(
     // Without it the peak is that of the whole process; the result says nothing else.
     let _ = peak_memory::reset_peak();
     let steps = trainer.config.steps;
-    let mut last = None;
     while trainer.progress.step < steps {
         if observer.stopped() {
             save(trainer, options)?;
@@ -123,7 +122,6 @@ pub fn run(
             ));
         }
         observer.step(trainer, &step);
-        last = Some(step);
         if done.is_multiple_of(options.line_every) || done == steps {
             let (loss, correct, count) = std::mem::take(&mut trainer.progress.since_line);
             let outcome = Outcome { loss, correct, count };
@@ -145,15 +143,27 @@ pub fn run(
         }
     }
     let valid = trainer.evaluate_all()?;
-    if let Some(step) = &last
-        && metrics
-            .lines
-            .last()
-            .is_none_or(|line| line.part != Part::Valid || line.step != steps)
-    {
-        push(&mut metrics, trainer, Part::Valid, valid, step, observer)?;
+    // It is there if the run was stopped between this line and its result.
+    if metrics.lines.last().is_none_or(|line| line.part != Part::Whole) {
+        let line = whole(trainer, valid, metrics.lines.last());
+        observer.line(&line);
+        metrics.push(line)?;
     }
     result(trainer, codec, options, &metrics, valid).map(Some)
+}
+
+/// The last line of a run. The last step, which a process that only measures has not made, is in the line `before`.
+fn whole(trainer: &Trainer, outcome: Outcome, before: Option<&Line>) -> Line {
+    Line {
+        step: trainer.progress.step,
+        part: Part::Whole,
+        loss: outcome.mean_loss(),
+        accuracy: outcome.accuracy(),
+        coded_accuracy: trainer.coded_accuracy(),
+        rate: trainer.config.schedule.rate(trainer.progress.step),
+        gradient_norm: before.map_or(f64::NAN, |line| line.gradient_norm),
+        tokens_per_s: trainer.tokens_per_s(),
+    }
 }
 
 fn begin(trainer: &mut Trainer, options: &RunOptions, observer: &mut dyn Observer) -> Result<Metrics> {
@@ -204,7 +214,7 @@ fn push(
         coded_accuracy: trainer.coded_accuracy(),
         rate: step.rate,
         gradient_norm: step.gradient_norm,
-        tokens_per_s: trainer.progress.tokens as f64 / trainer.progress.train_s.max(1e-9),
+        tokens_per_s: trainer.tokens_per_s(),
     };
     observer.line(&line);
     metrics.push(line)
@@ -229,7 +239,10 @@ fn result(
         let kept = all.iter().enumerate().filter(|(at, _)| at % stride == 0 || *at == last);
         kept.map(|(_, point)| *point).collect::<Vec<_>>()
     };
-    let (train_curve, valid_curve) = (curve(Part::Train), curve(Part::Valid));
+    let (train_curve, mut valid_curve) = (curve(Part::Train), curve(Part::Valid));
+    // A curve ends with the whole text, not with the part of it whose turn it was.
+    valid_curve.retain(|point| point.0 < trainer.progress.step);
+    valid_curve.extend(curve(Part::Whole));
     let sample = options.sample.as_ref().map(|(prompt, count, temperature)| {
         let ids = codec.encode(prompt).filter(|ids| !ids.is_empty()).ok_or_else(|| {
             Error::user(format!("the prompt `{prompt}` has characters that the text lacks"))
@@ -257,7 +270,7 @@ fn result(
         train_loss: train_curve.last().map_or(f64::NAN, |point| point.1),
         coded_accuracy: trainer.coded_accuracy(),
         first_loss: train_curve.first().map_or(f64::NAN, |point| point.1),
-        tokens_per_s: progress.tokens as f64 / progress.train_s.max(1e-9),
+        tokens_per_s: trainer.tokens_per_s(),
         median_step_s: trainer.median_step_s(),
         skipped_steps: progress.skipped,
         memory: trainer.memory_use(),

@@ -319,6 +319,11 @@ impl Trainer {
         self.progress.coded_correct as f64 / self.progress.coded_count as f64
     }
 
+    /// Symbols trained on in a second, without evaluations.
+    pub fn tokens_per_s(&self) -> f64 {
+        self.progress.tokens as f64 / self.progress.train_s.max(1e-9)
+    }
+
     /// Bytes by component so far.
     pub fn memory_use(&self) -> MemoryUse {
         self.engine.memory_use()

@@ -1,6 +1,7 @@
 //! Data sets and texts: files that belong to no model.
 
 use std::path::Path;
+use std::process::Command;
 
 use super::mock::{Behaviour, COMMIT};
 use super::{content, options, world};
@@ -22,7 +23,9 @@ fn one_file_of_a_data_set_is_downloaded_once_and_then_found_offline() {
     let error = get(&["passkey.jsonl"], &offline).unwrap_err();
     assert_eq!(error.exit_code(), 3);
     assert!(
-        error.message().contains("`passkey.jsonl` of the data set `Org/Name`"),
+        error
+            .message()
+            .contains("`passkey.jsonl` of the data set `Org/Name` (revision `main`) is not in the cache"),
         "{error}"
     );
     let file = get(&["data/passkey.jsonl", "passkey.jsonl"], &options()).unwrap();
@@ -159,6 +162,49 @@ fn a_text_that_goes_by_a_name_is_downloaded_once_and_read_from_parquet() {
             .iter()
             .any(|request| request.path.contains("/revision/refs%2Fconvert%2Fparquet")),
         "{requests:?}"
+    );
+}
+
+/// The program, with a hub that holds Parquet alone.
+#[test]
+fn a_data_set_in_parquet_is_refused_with_the_names_of_its_texts() {
+    let files = [
+        ("README.md", b"# Words".as_slice()),
+        ("words/train-0.parquet", b"not read"),
+    ];
+    let refused = |repository: &'static str| {
+        let world = world(Behaviour {
+            repository,
+            ..Behaviour::with(&files)
+        });
+        let output = Command::new(env!("CARGO_BIN_EXE_tokselect"))
+            .args(["rcmha-train", "--data", repository])
+            .env("HF_ENDPOINT", &world.environment.endpoint)
+            .env("HF_HUB_CACHE", world.cache.path())
+            .env("NO_PROXY", "127.0.0.1")
+            .env_remove("HF_HUB_OFFLINE")
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(world.hub.ranges("train-0.parquet").is_empty());
+        for part in [
+            "has no `train.txt`, `valid.txt`, `input.txt`",
+            "it holds README.md, words/train-0.parquet",
+            "Parquet is read only of texts that go by a name",
+        ] {
+            assert!(stderr.contains(part), "{stderr}");
+        }
+        stderr
+    };
+    let known = refused("Salesforce/wikitext");
+    let names =
+        "pass `--data wikitext-2` or `--data wikitext-2-raw` or `--data wikitext-103` or `--data wikitext-103-raw`";
+    assert!(known.contains(names), "{known}");
+    let other = refused("Org/Name");
+    assert!(
+        other.contains("name a text file") && other.contains("tiny-shakespeare, wikitext-2"),
+        "{other}"
     );
 }
 

@@ -1,4 +1,4 @@
-//! A small hub on the loopback interface: one repository `Org/Name`, with faults on request.
+//! A small hub on the loopback interface: one repository, `Org/Name` unless told otherwise, with faults on request.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -12,6 +12,8 @@ pub const OLD_COMMIT: &str = "2222222222222222222222222222222222222222";
 
 /// What the hub holds and how it misbehaves.
 pub struct Behaviour {
+    /// What its only repository is called.
+    pub repository: &'static str,
     pub files: BTreeMap<String, Vec<u8>>,
     /// Sends only that many bytes of each answer for the file, this many times.
     pub cut: Mutex<Option<(&'static str, usize, u32)>>,
@@ -31,6 +33,7 @@ pub struct Behaviour {
 impl Behaviour {
     pub fn with(files: &[(&str, &[u8])]) -> Self {
         Self {
+            repository: "Org/Name",
             files: files
                 .iter()
                 .map(|(name, content)| ((*name).to_owned(), content.to_vec()))
@@ -169,7 +172,7 @@ fn answer(mut stream: TcpStream, behaviour: &Behaviour, log: &Mutex<Vec<Request>
     }
     let revision = ["models", "datasets"]
         .iter()
-        .find_map(|kind| path.strip_prefix(&format!("/api/{kind}/Org/Name/revision/")));
+        .find_map(|kind| path.strip_prefix(&format!("/api/{kind}/{}/revision/", behaviour.repository)));
     if let Some(revision) = revision {
         return match revision {
             "main" | "refs%2Fconvert%2Fparquet" | COMMIT => respond(200, "", listing(behaviour, COMMIT).as_bytes()),
@@ -179,7 +182,7 @@ fn answer(mut stream: TcpStream, behaviour: &Behaviour, log: &Mutex<Vec<Request>
     }
     let resolved = path
         .trim_start_matches("/datasets")
-        .strip_prefix("/Org/Name/resolve/")
+        .strip_prefix(&format!("/{}/resolve/", behaviour.repository))
         .and_then(|rest| rest.split_once('/'));
     let Some(name) = storage.or(resolved.map(|(_, name)| name)) else {
         return respond(404, "X-Error-Code: RepoNotFound\r\n", b"");

@@ -3,8 +3,8 @@
 use super::arguments::DataArgs;
 use crate::cli::prompts::read_text;
 use crate::error::{Error, Result};
-use crate::hub::{HubEnvironment, HubOptions, find_data};
-use crate::train::known_texts::{known_names, known_text};
+use crate::hub::{FoundData, HubEnvironment, HubOptions, find_data};
+use crate::train::known_texts::{known_names, known_text, names_from};
 use crate::train::text::Text;
 use std::path::Path;
 
@@ -64,9 +64,21 @@ pub fn load(args: &DataArgs) -> Result<Named> {
     match (train, valid, whole) {
         (Some(train), Some(valid), _) => named(Text::new(args.unit, &read(train)?, &read(valid)?), reference),
         (Some(whole), None, _) | (None, _, Some(whole)) => named(Text::split(args.unit, &read(whole)?), reference),
-        (None, _, None) => Err(found
-            .lacks()
-            .note("text files are read; a data set in Parquet has to be converted to text first")),
+        (None, _, None) => Err(no_text(reference, &found)),
+    }
+}
+
+/// The refusal of a place without a text file, which names the texts that come from it by their names, if there are any.
+fn no_text(reference: &str, found: &FoundData) -> Error {
+    let mut error = found.lacks();
+    if found.holds(".parquet") {
+        error = error.note("Parquet is read only of texts that go by a name");
+    }
+    match names_from(reference) {
+        Some(names) => error.help(format!("pass {names}, which are read from this data set")),
+        None => error.note(format!("texts that go by a name: {}", known_names())).help(
+            "name a text file, or a directory or a hub data set with `train.txt` and `valid.txt`, or `input.txt`",
+        ),
     }
 }
 

@@ -40,14 +40,14 @@ impl Observer for Watch<'_> {
                 "{} loss {:.3}{valid}, {:.0} tokens/s",
                 self.name,
                 progress.smoothed_loss,
-                progress.tokens as f64 / progress.train_s.max(1e-9)
+                trainer.tokens_per_s()
             ));
         }
     }
 
     fn line(&mut self, line: &Line) {
-        let part = if line.part == Part::Train { "train" } else { "valid" };
-        if line.part == Part::Valid {
+        let part = line.part.name();
+        if line.part != Part::Train {
             self.valid = Some(line.loss);
         }
         self.context.printer.detail(&format!(

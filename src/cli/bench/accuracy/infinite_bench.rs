@@ -54,7 +54,7 @@ pub(in crate::cli::bench) fn run(args: &InfiniteBenchArgs, context: &Context) ->
                 all: &Subtask::ALL,
                 name: Subtask::name,
                 files: Subtask::data_files,
-                absent_note: None,
+                absent_note: Some("the benchmark's own files are in the hub data set `xinrongzhang2022/InfiniteBench`"),
             };
             files.load(data, accuracy, context, |subtask, file| {
                 let task = InfiniteBench::open(file, subtask, benchmark.prompts)?;
