@@ -208,6 +208,36 @@ fn a_data_set_in_parquet_is_refused_with_the_names_of_its_texts() {
     );
 }
 
+/// Which of its names a data set lacks is known to the hub alone.
+#[test]
+fn a_text_of_a_data_set_is_found_offline_though_it_lacks_other_names() {
+    let (train, valid) = ("A line to learn.\n".repeat(200), "A line to learn.\n".repeat(40));
+    let parts = [("train.txt", train.as_bytes()), ("valid.txt", valid.as_bytes())];
+    let whole = [("input.txt", train.as_bytes())];
+    for files in [&parts[..], &whole[..]] {
+        let world = world(Behaviour::with(files));
+        let run = |offline: &str| {
+            let sizes = "rcmha-train --device cpu --layers 1 --d-model 8 --heads 2 --segment 8 --batch 2 --steps 2 -q";
+            let output = Command::new(env!("CARGO_BIN_EXE_tokselect"))
+                .args(sizes.split(' ').chain(["--data", "Org/Name"]))
+                .env("HF_ENDPOINT", &world.environment.endpoint)
+                .env("HF_HUB_CACHE", world.cache.path())
+                .env("NO_PROXY", "127.0.0.1")
+                .env("HF_HUB_OFFLINE", offline)
+                .output()
+                .unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            (output.status.code(), stderr)
+        };
+        let (code, stderr) = run("1");
+        assert!(code == Some(3) && stderr.contains("are not in the cache"), "{stderr}");
+        assert_eq!(run("0"), (Some(0), String::new()));
+        let asked = world.hub.requests().len();
+        assert_eq!(run("1"), (Some(0), String::new()));
+        assert_eq!(world.hub.requests().len(), asked);
+    }
+}
+
 #[test]
 fn a_data_directory_is_searched_and_a_file_taken_as_it_is() {
     let folder = tempfile::tempdir().unwrap();

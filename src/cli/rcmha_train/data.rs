@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::hub::{FoundData, HubEnvironment, HubOptions, find_data};
 use crate::train::known_texts::{known_names, known_text, names_from};
 use crate::train::text::Text;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Stories from the program's own generator; see `datasets/stories/README.md`.
 const STORIES: &str = include_str!("../../../datasets/stories/stories.txt");
@@ -58,14 +58,39 @@ pub fn load(args: &DataArgs) -> Result<Named> {
         let [train, valid] = known.read(&HubEnvironment::from_env(), &options)?;
         return named(Text::new(args.unit, &train, &valid), reference);
     }
-    let found = find_data(reference, &wanted(), &options)
-        .map_err(|error| error.note(format!("texts that go by a name: {}", known_names())))?;
+    let wanted = wanted();
+    let found = match find_data(reference, &wanted, &options) {
+        Ok(found) => found,
+        Err(error) => {
+            // Without the hub, what a data set lacks cannot be told from what is not in the cache: a text that is there will do.
+            return match cached(reference, &wanted, &options).as_deref() {
+                Some([train, valid]) => named(Text::new(args.unit, &read(train)?, &read(valid)?), reference),
+                Some([whole]) => named(Text::split(args.unit, &read(whole)?), reference),
+                _ => Err(error.note(match names_from(reference) {
+                    Some(names) => format!("{names}: texts from this data set"),
+                    None => format!("texts that go by a name: {}", known_names()),
+                })),
+            };
+        }
+    };
     let [train, valid, whole] = [0, 1, 2].map(|at| found.files[at].as_ref().map(|file| file.path.as_path()));
     match (train, valid, whole) {
         (Some(train), Some(valid), _) => named(Text::new(args.unit, &read(train)?, &read(valid)?), reference),
         (Some(whole), None, _) | (None, _, Some(whole)) => named(Text::split(args.unit, &read(whole)?), reference),
         (None, _, None) => Err(no_text(reference, &found)),
     }
+}
+
+/// Both parts of a text, or all of it, if the cache has them.
+fn cached(reference: &str, wanted: &[Vec<String>], options: &HubOptions) -> Option<Vec<PathBuf>> {
+    let offline = HubOptions {
+        offline: true,
+        ..options.clone()
+    };
+    [&wanted[..2], &wanted[2..]].into_iter().find_map(|names| {
+        let found = find_data(reference, names, &offline).ok()?;
+        found.files.into_iter().map(|file| Some(file?.path)).collect()
+    })
 }
 
 /// The refusal of a place without a text file, which names the texts that come from it by their names, if there are any.
