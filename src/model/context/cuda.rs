@@ -18,10 +18,10 @@ use crate::kernels::cuda::step::{StepInput, StepKernels, StepSettings, StepState
 use crate::kernels::cuda::{Cuda, CudaBuffer, ELEMENT_BYTES, Memory};
 use crate::kernels::{AttentionShape, Positions, ScoreDtype};
 use crate::model::config::ModelConfig;
-use crate::model::decoder::{ForwardTimes, SessionLimits};
+use crate::model::decoder::{ForwardTimes, LayerTrace, SessionLimits};
 use crate::model::rope;
 use crate::selection::{
-    CacheThreshold, ChunkQuery, LayerStatistics, Phase, PolicyConfig, ScoreScale, SelectionStatistics,
+    CacheOutcome, CacheThreshold, ChunkQuery, LayerStatistics, Phase, PolicyConfig, ScoreScale, SelectionStatistics,
     TokenSelectConfig, Vote,
 };
 
@@ -78,6 +78,9 @@ pub struct CudaContext {
     chunk_rows: usize,
     capacity: usize,
     stored: usize,
+    /// Whether selections are read back, and whether the last forward pass was a step.
+    traced: bool,
+    stepped: bool,
 }
 
 /// The settings of a policy that the GPU has kernels for.
@@ -324,6 +327,8 @@ impl AttentionContext<Cuda> for CudaContext {
             chunk_rows: rows,
             capacity,
             stored: 0,
+            traced: false,
+            stepped: false,
         };
         gpu.status()?;
         Ok(context)
@@ -371,7 +376,8 @@ impl AttentionContext<Cuda> for CudaContext {
 
     fn extend(&mut self, device: &Cuda, rows: usize, phase: Phase) -> Result<()> {
         let len = self.room_for(rows)?;
-        if phase == Phase::Decode && rows == 1 {
+        self.stepped = phase == Phase::Decode && rows == 1;
+        if self.stepped {
             self.describe_step(device, self.stored);
         } else {
             self.describe_pass(device, self.stored, rows);
@@ -428,5 +434,29 @@ impl AttentionContext<Cuda> for CudaContext {
                 .collect()
         });
         SelectionStatistics { layers }
+    }
+
+    fn keep_trace(&mut self) {
+        self.traced = true;
+    }
+
+    /// Of steps; what a prompt's chunks selected is not kept. Whether the cache was hit is only counted on the device.
+    fn take_trace(&mut self) -> Option<Vec<LayerTrace>> {
+        let selecting = self.selecting.as_ref().filter(|_| self.traced && self.stepped)?;
+        let select = &selecting.select;
+        let dense = self.stored <= select.n_init + select.top_k + select.n_local;
+        let layer = |layer| {
+            let selected = if dense {
+                None
+            } else {
+                let tokens = selecting.step_state.selected(layer, select.top_k).ok()?;
+                Some(tokens.into_iter().map(|token| token.max(0) as u32).collect())
+            };
+            Some(LayerTrace {
+                selected,
+                cache: CacheOutcome::Unused,
+            })
+        };
+        (0..self.layers.len()).map(layer).collect()
     }
 }
