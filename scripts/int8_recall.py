@@ -90,7 +90,8 @@ def main():
                   f"first layer {case['first_layer']:.4f}, least of a step and layer {case['least']:.4f} {'ok' if case['passed'] else 'BELOW ' + str(BOUND)}")  # fmt: skip
     if arguments.output:
         doctor = subprocess.run([arguments.program, "doctor", "--json"], capture_output=True, text=True)
-        report = dict(command=sys.argv, doctor=json.loads(doctor.stdout), model=arguments.model, dtype=arguments.dtype,
+        machine = {key: json.loads(doctor.stdout)[key] for key in ("build", "device")}
+        report = dict(command=sys.argv, machine=machine, model=arguments.model, dtype=arguments.dtype,
                       cases=cases, rows=rows, passed=passed)  # fmt: skip
         arguments.output.write_text(json.dumps(report, indent=1))
     sys.exit(0 if passed else 1)
