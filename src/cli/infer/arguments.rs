@@ -26,7 +26,7 @@ pub struct InferArgs {
     /// Compare every selection of a single token with exact attention: recall@k and attention mass kept
     #[arg(long)]
     pub diagnose: bool,
-    /// Write ids, last logits and every selection to this JSON file, for parity checks; one prompt only
+    /// Write ids, last logits and every selection (on a GPU: of decode steps) to this JSON file, for parity checks; one prompt only
     #[arg(long, value_name = "FILE")]
     pub dump_logits: Option<PathBuf>,
 }

@@ -38,14 +38,16 @@ DEVICE void in_two_parts(float4 x, float inverse, u32& high, u32& low) {
 }
 #endif
 
-// The query of every head rotated at position n_local, into shared memory as elements (and in two 8-bit parts); returns its
-// cosine with the query of the last miss if `compare`. All blocks compute the same bits, so all decide alike. Its first part
-// may be asked for earlier.
 constexpr int QUERY_LANES = HALF / 4;   // threads of one head
+
+// The part of the query that each thread rotates first, which may be asked for early.
 DEVICE Unrotated start_selection_query(const StepArgs& a) {
     int h = min((int)threadIdx.x / QUERY_LANES, HEADS - 1);
     return unrotated_at(a, a.qkv + h * D, threadIdx.x % QUERY_LANES * 4, a.n_local);
 }
+
+// The query of every head rotated at position n_local, into shared memory as elements (and in two 8-bit parts); returns its
+// cosine with the query of the last miss if `compare`. All blocks compute the same bits, so all decide alike.
 DEVICE float selection_query(const StepArgs& a, u8* shared, bool compare, const Unrotated& started) {
     constexpr int LANES = QUERY_LANES;
     float dot = 0.0f, own = 0.0f, other = 0.0f, longest = 0.0f;
@@ -439,8 +441,8 @@ DEVICE void score(const StepArgs& a, u8* shared, const Slice& s, const Scratch& 
 
 // ---- votes -------------------------------------------------------------------------------------------------------------
 
-// Statistics of all blocks: maximum and 1 / sum of every score row, and the largest error, to shared memory. Every wait for the L2 costs more than the
-// arithmetic: all loads of a row before the first use.
+// Statistics of all blocks: maximum and 1 / sum of every score row, and the largest error, to shared memory. Every wait for the L2
+// costs more than the arithmetic: all loads of a row before the first use.
 DEVICE void fold_statistics(u8* shared, const Scratch& scratch) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, blocks = gridDim.x;
     float2* fold = (float2*)(shared + AT_FOLD);
